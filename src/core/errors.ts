@@ -1,0 +1,65 @@
+/**
+ * Every error Millrace raises, in one table. A code is part of the public contract: programs match on it, and the
+ * message is for people. `retryable` says whether the same call may succeed later without anybody changing anything.
+ */
+export const ERROR_CODES = {
+  APPEND_INVALID_EVENT: { retryable: false },
+  APPEND_NOT_IN_TRANSACTION: { retryable: false },
+  APPEND_POOL_GIVEN: { retryable: false },
+  APPEND_UNKNOWN_TRANSACTION: { retryable: false },
+  BROKER_UNREACHABLE: { retryable: true },
+  CHECKPOINT_UNCERTIFIED: { retryable: false },
+  CONFIG_INVALID: { retryable: false },
+  CONNECTION_LOST: { retryable: true },
+  LEASE_LOST: { retryable: true },
+  LIFECYCLE_STOPPED: { retryable: false },
+  MIGRATION_CHANGED: { retryable: false },
+  PEER_MISSING: { retryable: false },
+  PUBLISH_FATAL: { retryable: false },
+  PUBLISH_REFUSED: { retryable: true },
+  SCHEMA_MISSING: { retryable: false },
+  SCHEMA_NEWER: { retryable: false },
+  SEQUENCE_CACHED: { retryable: false },
+  SHUTDOWN_TIMEOUT: { retryable: false },
+  STANDBY_REFUSED: { retryable: true },
+} as const satisfies Record<string, { readonly retryable: boolean }>
+
+/** One of the stable codes of {@link ERROR_CODES}. */
+export type ErrorCode = keyof typeof ERROR_CODES
+
+/** What an error carries besides its message: the cause, and ids and sizes (never payloads or secrets). */
+export interface MillraceErrorOptions {
+  readonly cause?: unknown
+  readonly details?: Readonly<Record<string, unknown>>
+}
+
+/**
+ * The base of every error that Millrace raises. The message says what is wrong and how to put it right.
+ *
+ * @example
+ * try { await outbox.append(pool, event) } catch (error) {
+ *   if (error instanceof MillraceError && error.code === 'APPEND_POOL_GIVEN') …
+ * }
+ */
+export class MillraceError extends Error {
+  /** The stable code to match on. */
+  readonly code: ErrorCode
+  /** Whether the same call may succeed later without a change. */
+  readonly retryable: boolean
+  /** Ids, names and sizes that belong to the error. */
+  readonly details: Readonly<Record<string, unknown>>
+
+  constructor(code: ErrorCode, message: string, options: MillraceErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause })
+    this.name = 'MillraceError'
+    this.code = code
+    this.retryable = ERROR_CODES[code].retryable
+    this.details = options.details ?? {}
+  }
+}
+
+/** True for a {@link MillraceError} with this code, also for one made by another copy of the package. */
+export function isMillraceError(error: unknown, code?: ErrorCode): error is MillraceError {
+  if (!(error instanceof Error) || error.name !== 'MillraceError') return false
+  return code === undefined || (error as { code?: unknown }).code === code
+}

@@ -1,0 +1,13 @@
+import { defineConfig } from 'vitest/config'
+
+export default defineConfig({
+  test: {
+    globalSetup: ['test/setup/services.ts'],
+    setupFiles: ['test/setup/leak-guard.ts'],
+    include: ['test/{unit,integration,chaos,types,docs}/**/*.test.ts'],
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    pool: 'forks',
+    maxWorkers: 4,
+  },
+})
