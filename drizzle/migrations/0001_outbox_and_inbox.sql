@@ -1,7 +1,5 @@
 -- The outbox: what a service appends inside its own transactions, and how far the relay is.
--- ":outbox" and ":inbox" stand for the schema names, quoted; the migrator puts them in.
-
-create schema if not exists :outbox;
+-- ":outbox" and ":inbox" stand for the schema names, quoted; the migrator puts them in and makes the schemas.
 
 -- hash(key) mod shards, from the first two bytes of SHA-256 over the UTF-8 key: the same for every language and every
 -- server version. Stable and not immutable, because convert_to is; that lets the planner inline it into an insert.
@@ -114,8 +112,6 @@ end
 $function$;
 
 -- The inbox: which messages a consumer has handled. The row is written in the transaction of the effect.
-create schema if not exists :inbox;
-
 -- bucket: from the time in the uuid v7, so that one id always meets the same unique index; -1 for ids without a time.
 create table :inbox.message (
   bucket     smallint    not null,
