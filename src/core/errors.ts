@@ -11,6 +11,7 @@ export const ERROR_CODES = {
   CHECKPOINT_UNCERTIFIED: { retryable: false },
   CONFIG_INVALID: { retryable: false },
   CONNECTION_LOST: { retryable: true },
+  DATABASE_UNREACHABLE: { retryable: true },
   LEASE_LOST: { retryable: true },
   LIFECYCLE_STOPPED: { retryable: false },
   MIGRATION_CHANGED: { retryable: false },
@@ -22,6 +23,8 @@ export const ERROR_CODES = {
   SCHEMA_NEWER: { retryable: false },
   SEQUENCE_CACHED: { retryable: false },
   SERVER_TOO_OLD: { retryable: false },
+  SERVICE_START_FAILED: { retryable: true },
+  SERVICE_UNAVAILABLE: { retryable: false },
   SHUTDOWN_TIMEOUT: { retryable: false },
   STANDBY_REFUSED: { retryable: true },
 } as const satisfies Record<string, { readonly retryable: boolean }>
