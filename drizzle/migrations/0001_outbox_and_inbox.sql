@@ -131,10 +131,12 @@ create table :inbox.message_5 partition of :inbox.message for values in (5);
 create table :inbox.message_6 partition of :inbox.message for values in (6);
 create table :inbox.message_7 partition of :inbox.message for values in (7);
 
--- Messages set aside for good, until an operator replays or discards them.
+-- Messages set aside for good, until an operator replays or discards them. id is the inbox's id of the message;
+-- message_id is what its producer called it, which may be no uuid and of any length, so no index is on it.
 create table :inbox.dead_letter (
   n               bigint      not null generated always as identity primary key,
   consumer        text        not null,
+  id              uuid        not null,
   message_id      text        not null,
   topic           text        not null,
   partition       integer     not null,
@@ -148,5 +150,5 @@ create table :inbox.dead_letter (
   trace_id        text,
   first_failed_at timestamptz not null,
   dead_at         timestamptz not null default now(),
-  unique (consumer, message_id)
+  unique (consumer, id)
 );
