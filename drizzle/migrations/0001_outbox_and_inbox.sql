@@ -1,19 +1,21 @@
 -- The outbox: what a service appends inside its own transactions, and how far the relay is.
 -- ":outbox" and ":inbox" stand for the schema names, quoted; the migrator puts them in and makes the schemas.
 
--- hash(key) mod shards, from the first two bytes of SHA-256 over the UTF-8 key: the same for every language and every
--- server version. Stable and not immutable, because convert_to is; that lets the planner inline it into an insert.
+-- hash(key) mod 16 shards, where hash is the first two bytes of SHA-256 over the UTF-8 key, big end first: the same in
+-- every language and on every server version. 16 divides 256, so the second byte decides. Stable and not immutable,
+-- because convert_to is; that lets the planner inline it into an insert.
 create function :outbox.shard_of(key text) returns smallint
 language sql stable parallel safe
-return ((get_byte(sha256(convert_to(key, 'UTF8')), 0) * 256 + get_byte(sha256(convert_to(key, 'UTF8')), 1)) % 16)::smallint;
+return (get_byte(sha256(convert_to(key, 'UTF8')), 1) % 16)::smallint;
 
--- A uuid v7 (RFC 9562) on servers before 18, which have no uuidv7().
+-- A uuid v7 (RFC 9562) that every supported server can make: 48 bits of milliseconds over a random uuid v4, whose
+-- version nibble 4 becomes 7 by two more bits. It is not monotonic within a millisecond; seq is the order.
 create function :outbox.new_id() returns uuid
 language sql volatile parallel safe
 return encode(
   set_bit(set_bit(
     overlay(uuid_send(gen_random_uuid()) placing
-      substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
+      substring(int8send(floor(date_part('epoch', clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
     52, 1), 53, 1), 'hex')::uuid;
 
 -- tx stands before seq: defaults are evaluated in column order, so the transaction id is assigned before the sequence
@@ -77,11 +79,14 @@ create table :outbox.checkpoint_1 partition of :outbox.checkpoint for values in 
 create index checkpoint_n on :outbox.checkpoint (n);
 
 -- append() for triggers and other languages: the checks of the library, the same shard, one row. It is called inside
--- the caller's transaction, after the statement that locks the aggregate.
+-- the caller's transaction, after the statement that locks the aggregate. The caller needs INSERT on record, no more.
 create function :outbox.append(topic text, key text, type text, payload bytea, headers jsonb default '{}')
 returns uuid language plpgsql volatile as $function$
 declare
-  event_id uuid := :outbox.new_id();
+  event_id     uuid := :outbox.new_id();
+  header_count bigint := 0;
+  header_bytes bigint := 0;
+  bad_header   text;
 begin
   if append.topic is null or append.topic = '' then
     raise exception 'outbox.append: the topic is empty' using errcode = '22023', hint = 'Name the topic the event goes to.';
@@ -89,20 +94,43 @@ begin
   if append.type is null or append.type = '' then
     raise exception 'outbox.append: the type is empty' using errcode = '22023', hint = 'Name the type of the event, such as order.placed.';
   end if;
+  if octet_length(append.topic) > 255 or octet_length(append.type) > 255 or octet_length(append.key) > 2048 then
+    raise exception 'outbox.append: the topic has % bytes, the type %, the key %',
+      octet_length(append.topic), octet_length(append.type), coalesce(octet_length(append.key), 0)
+      using errcode = '22023', hint = 'A topic and a type have at most 255 bytes, a key has at most 2048.';
+  end if;
+  if append.topic ~ '[\u0001-\u001f\u007f]' or append.type ~ '[\u0001-\u001f\u007f]' or append.key ~ '[\r\n]' then
+    raise exception 'outbox.append: the topic, the type or the key holds a control character' using errcode = '22023',
+      hint = 'A topic and a type have no control characters, a key has no CR or LF.';
+  end if;
   if append.payload is null then
-    raise exception 'outbox.append: the payload is null' using errcode = '22023', hint = 'Give the event as bytea: convert_to(json::text, ''UTF8'').';
+    raise exception 'outbox.append: the payload is null' using errcode = '22023',
+      hint = 'Give the event as bytea: convert_to(json::text, ''UTF8'').';
   end if;
-  if octet_length(append.payload) + octet_length(coalesce(append.key, '')) + octet_length(coalesce(append.headers, '{}')::text) > 1000000 then
-    raise exception 'outbox.append: the event has more than 1000000 bytes (payload %)', octet_length(append.payload)
+  if append.headers <> '{}' then
+    if jsonb_typeof(append.headers) <> 'object' then
+      raise exception 'outbox.append: the headers are a JSON %', jsonb_typeof(append.headers) using errcode = '22023',
+        hint = 'Headers are a JSON object of strings.';
+    end if;
+    select count(*), sum(octet_length(h.key) + octet_length(h.value #>> '{}')), min(h.key) filter (where
+             jsonb_typeof(h.value) <> 'string' or (h.value #>> '{}') ~ '[\r\n]' or octet_length(h.key) > 255
+             or h.key !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]+$' or lower(h.key collate pg_catalog."C") like 'millrace-%')
+      into header_count, header_bytes, bad_header from jsonb_each(append.headers) h;
+    if bad_header is not null then
+      raise exception 'outbox.append: the header % has a bad name or a bad value', to_json(left(bad_header, 60))
+        using errcode = '22023', hint = 'Headers are a JSON object of strings; names are HTTP tokens of at most 255 '
+          'characters that do not begin with millrace-; values have no CR or LF.';
+    end if;
+    if header_count > 64 then
+      raise exception 'outbox.append: the event has % headers', header_count using errcode = '22023',
+        hint = 'An event has at most 64 headers. Put the rest into the payload.';
+    end if;
+  end if;
+  if octet_length(append.payload) + octet_length(append.topic) + octet_length(append.type)
+     + coalesce(octet_length(append.key), 0) + header_bytes > 1000000 then
+    raise exception 'outbox.append: the event has more than 1000000 bytes (payload %, headers %)',
+      octet_length(append.payload), header_bytes
       using errcode = '22023', hint = 'Store the large part elsewhere and append a reference to it.';
-  end if;
-  if append.headers is not null and (jsonb_typeof(append.headers) <> 'object' or exists (
-    select from jsonb_each(append.headers) h
-    where jsonb_typeof(h.value) <> 'string' or h.key !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]+$' or h.key ~* '^millrace-'
-       or (h.value #>> '{}') ~ '[\r\n]'
-  )) then
-    raise exception 'outbox.append: a header has a bad name or a bad value' using errcode = '22023',
-      hint = 'Headers are a JSON object of strings; names are HTTP tokens that do not begin with millrace-; values have no CR or LF.';
   end if;
   insert into :outbox.record (shard, id, topic, key, type, payload, headers)
   values (:outbox.shard_of(coalesce(append.key, event_id::text)), event_id,
