@@ -1,0 +1,15 @@
+#!/usr/bin/env node
+/**
+ * The command line, `millrace`: a table of commands (`run-cli.ts`), each a file of its own and loaded when it is asked
+ * for; flags over environment, all problems at once, exit codes as a contract. This file is the `bin` and nothing else:
+ * it hands the process to the table, and is never imported. What runs for long lives in `src/daemon`.
+ */
+import { runCli } from './run-cli.ts'
+
+const code = await runCli(process.argv.slice(2), {
+  environment: process.env,
+  out: (text) => process.stdout.write(text),
+  err: (text) => process.stderr.write(text),
+})
+// A client that will not let go of its socket must not keep the process: leave as soon as the output is out.
+process.stderr.write('', () => process.stdout.write('', () => process.exit(code)))

@@ -1,0 +1,52 @@
+import type { Broker } from '../brokers/broker.ts'
+
+/** What a broker URL says, read strictly. */
+export interface BrokerAddress {
+  readonly system: 'kafka' | 'memory' | 'nats'
+  /** `host:port`, at least one; empty for `memory`, which keeps the URL as a whole. */
+  readonly servers: readonly string[]
+  readonly url: string
+}
+
+const EXPECTED = 'kafka://host:9092,host:9092, nats://host:4222,host:4222, or memory://host:port'
+const DEFAULT_PORTS = { kafka: 9092, nats: 4222 } as const
+
+/**
+ * Reads `kafka://h:p,h:p`, `nats://h:p,h:p` or `memory://…`.
+ *
+ * @throws RangeError whose message completes "expected …".
+ */
+export function parseBrokerUrl(url: string): BrokerAddress {
+  const [, scheme, rest] = /^([a-z]+):\/\/(.+)$/.exec(url) ?? []
+  if (scheme === 'memory' && rest !== undefined) return { system: scheme, servers: [], url }
+  if ((scheme !== 'kafka' && scheme !== 'nats') || rest === undefined) throw new RangeError(EXPECTED)
+  if (rest.includes('@'))
+    throw new RangeError(`${scheme}://host:port without a user: credentials are not supported yet`)
+  const servers = rest.replace(/\/$/, '').split(',')
+  return { system: scheme, servers: servers.map((server) => withPort(scheme, server)), url }
+}
+
+/** Makes the adapter that the URL asks for; only this one is loaded. It connects to nothing yet. */
+export async function createBrokerFromUrl(url: string): Promise<Broker> {
+  const { system, servers } = parseBrokerUrl(url)
+  switch (system) {
+    case 'kafka': {
+      const { kafkajs } = await import('../brokers/kafka/kafkajs/index.ts')
+      return kafkajs({ brokers: servers })
+    }
+    case 'nats': {
+      const { nats } = await import('../brokers/nats/index.ts')
+      return nats({ servers })
+    }
+    case 'memory': {
+      const { memory } = await import('../brokers/memory/index.ts')
+      return memory({ url })
+    }
+  }
+}
+
+function withPort(scheme: 'kafka' | 'nats', server: string): string {
+  const [, host, port] = /^(\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?$/i.exec(server) ?? []
+  if (host === undefined || Number(port ?? 1) < 1 || Number(port ?? 1) > 65_535) throw new RangeError(EXPECTED)
+  return `${host}:${port ?? DEFAULT_PORTS[scheme]}`
+}
