@@ -5,9 +5,12 @@
  * `startPostgres`, `startKafka` and `startNats` give a server that a test may stop, kill and start again; the resolver
  * finds one of each for a whole test run: by URL, by Docker, by the local toolchain, in that order.
  */
+export { startNats } from './nats.ts'
+export type { NatsOptions } from './nats.ts'
 export { startPostgres } from './postgres.ts'
 export type { PostgresOptions, PostgresServer, StopMode } from './postgres.ts'
 export type { PostgresVersion } from './postgres-binaries.ts'
+export type { PrivateServer } from './private-server.ts'
 export { remedyFor } from './resolver.ts'
 export type { ServiceName } from './resolver.ts'
 export { startServices } from './services.ts'

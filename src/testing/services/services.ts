@@ -1,4 +1,6 @@
 import { MillraceError } from '../../core/errors.ts'
+import { findNats } from './nats-binary.ts'
+import { startNatsWith } from './nats.ts'
 import { startPostgres } from './postgres.ts'
 import type { PostgresVersion } from './postgres-binaries.ts'
 import { requireAll, resolveService, type Provided, type Resolution, type ServiceName, type Way } from './resolver.ts'
@@ -53,8 +55,9 @@ function waysTo(service: ServiceName, env: NodeJS.ProcessEnv): Way[] {
     case 'postgres15':
     case 'postgres18':
       return [byUrl(service, env), { name: 'local', provide: () => localPostgres(service === 'postgres15' ? 15 : 18) }]
-    case 'kafka':
     case 'nats':
+      return [byUrl(service, env), { name: 'local', provide: localNats }]
+    case 'kafka':
       return [byUrl(service, env)]
   }
 }
@@ -87,6 +90,16 @@ async function localPostgres(version: PostgresVersion): Promise<Provided> {
   return {
     address: server.url,
     detail: `PostgreSQL ${server.version} (${server.origin}) on port ${server.port}`,
+    stop: () => server.dispose(),
+  }
+}
+
+async function localNats(): Promise<Provided> {
+  const binary = await findNats()
+  const server = await startNatsWith(binary, {})
+  return {
+    address: server.address,
+    detail: `NATS ${server.version} (${binary.origin}) on port ${server.port}`,
     stop: () => server.dispose(),
   }
 }
