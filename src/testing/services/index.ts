@@ -5,6 +5,8 @@
  * `startPostgres`, `startKafka` and `startNats` give a server that a test may stop, kill and start again; the resolver
  * finds one of each for a whole test run: by URL, by Docker, by the local toolchain, in that order.
  */
+export { startKafka } from './kafka.ts'
+export type { KafkaOptions } from './kafka.ts'
 export { startNats } from './nats.ts'
 export type { NatsOptions } from './nats.ts'
 export { startPostgres } from './postgres.ts'

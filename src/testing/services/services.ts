@@ -1,4 +1,6 @@
 import { MillraceError } from '../../core/errors.ts'
+import { findKafka } from './kafka-programs.ts'
+import { startKafkaWith } from './kafka.ts'
 import { findNats } from './nats-binary.ts'
 import { startNatsWith } from './nats.ts'
 import { startPostgres } from './postgres.ts'
@@ -58,7 +60,7 @@ function waysTo(service: ServiceName, env: NodeJS.ProcessEnv): Way[] {
     case 'nats':
       return [byUrl(service, env), { name: 'local', provide: localNats }]
     case 'kafka':
-      return [byUrl(service, env)]
+      return [byUrl(service, env), { name: 'local', provide: localKafka }]
   }
 }
 
@@ -100,6 +102,16 @@ async function localNats(): Promise<Provided> {
   return {
     address: server.address,
     detail: `NATS ${server.version} (${binary.origin}) on port ${server.port}`,
+    stop: () => server.dispose(),
+  }
+}
+
+async function localKafka(): Promise<Provided> {
+  const programs = await findKafka()
+  const server = await startKafkaWith(programs, {})
+  return {
+    address: server.address,
+    detail: `Kafka ${server.version} (${programs.origin}) on port ${server.port}`,
     stop: () => server.dispose(),
   }
 }
