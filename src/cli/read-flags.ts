@@ -86,8 +86,10 @@ function readArguments(
       rest = rest.filter((_, index) => index !== swallowed.index)
       continue
     }
+    let afterUnknown = -1
     for (const token of tokens) {
-      if (token.kind === 'positional') {
+      // The word after a mistyped flag is most likely its value: one mistake, one line.
+      if (token.kind === 'positional' && token.index !== afterUnknown) {
         usage.push({ path: token.value, received: 'a word that is no flag', expected: 'flags only, as --name value' })
       }
       if (token.kind !== 'option') continue
@@ -97,9 +99,8 @@ function readArguments(
       }
       const known = byOption.get(token.name)
       if (known === undefined) {
-        const near = nearest(token.name, [...byOption.keys(), 'help'])
-        const expected = near === undefined ? 'one of the flags of --help' : `did you mean --${near}?`
-        usage.push({ path: token.rawName, received: 'an unknown flag', expected })
+        usage.push({ path: token.rawName, received: 'an unknown flag', expected: suggest(token.name, byOption.keys()) })
+        afterUnknown = token.index + 1
       } else if (known.flag.value === undefined) {
         if (token.value === undefined) given.set(known.name, { path: token.rawName, text: 'true' })
         else usage.push({ path: token.rawName, received: 'a value', expected: `${token.rawName} alone` })
@@ -111,6 +112,13 @@ function readArguments(
     }
     return { help, given }
   }
+}
+
+function suggest(name: string, known: Iterable<string>): string {
+  const names = [...known, 'help']
+  const begun = names.filter((other) => other.startsWith(name))
+  const near = begun.length === 1 ? begun[0] : nearest(name, names)
+  return near === undefined ? 'a flag of --help' : `--${near}, if that is what you mean`
 }
 
 function withoutValue(rawName: string, flag: Flag<unknown> | undefined): Problem {

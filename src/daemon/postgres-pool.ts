@@ -44,9 +44,11 @@ export async function requireDatabase(pool: Pool): Promise<void> {
     await pool.query('select 1')
   } catch (cause) {
     const { code } = cause as { code?: unknown }
-    throw new MillraceError('DATABASE_UNREACHABLE', `cannot use the database. ${hintOf(code)}`, {
-      cause: new Error(explainError(cause), { cause }),
-    })
+    throw new MillraceError(
+      'DATABASE_UNREACHABLE',
+      `cannot use the database: ${explainError(cause)}. ${hintOf(code)}.`,
+      { cause },
+    )
   }
 }
 
