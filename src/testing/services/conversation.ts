@@ -1,18 +1,21 @@
 import { connect } from 'node:net'
 
+/** Whom to talk to: a port of a host, 127.0.0.1 by default, or a socket in the file system. */
+export type Peer = { readonly host?: string; readonly port: number } | { readonly path: string }
+
 /**
  * Opens a connection, says `request`, and gives every byte heard so far to `hear` until that returns something. Resolves
  * with undefined when nobody listens, the peer hangs up, or `timeoutMs` pass: ask again later.
  */
 export function converse<T>(
-  target: { readonly host?: string; readonly port: number },
+  peer: Peer,
   request: Buffer | undefined,
   hear: (heard: Buffer) => T | undefined,
   timeoutMs = 1_000,
 ): Promise<T | undefined> {
   return new Promise((resolve) => {
     let heard = Buffer.alloc(0)
-    const socket = connect(target.port, target.host ?? '127.0.0.1')
+    const socket = 'path' in peer ? connect(peer.path) : connect(peer.port, peer.host ?? '127.0.0.1')
     const end = (answer: T | undefined): void => {
       socket.destroy()
       resolve(answer)
@@ -26,5 +29,19 @@ export function converse<T>(
       if (answer !== undefined) end(answer)
     })
     if (request !== undefined) socket.write(request)
+  })
+}
+
+/** Whether somebody accepts a connection within `timeoutMs`. */
+export function accepts(peer: Peer, timeoutMs: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = 'path' in peer ? connect(peer.path) : connect(peer.port, peer.host ?? '127.0.0.1')
+    const end = (accepted: boolean): void => {
+      socket.destroy()
+      resolve(accepted)
+    }
+    socket.setTimeout(timeoutMs, () => end(false))
+    socket.on('error', () => end(false))
+    socket.on('connect', () => end(true))
   })
 }

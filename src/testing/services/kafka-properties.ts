@@ -7,10 +7,12 @@ export interface KafkaNode {
   readonly properties?: Readonly<Record<string, string>> | undefined
 }
 
-// One small, quick node: no wait before a group's first assignment, one partition for each of Kafka's own topics, no
-// cleaner (it takes 130 MiB), no metadata record twice a second. A node that was killed is let in again only when its old
-// session has expired: 9 s by default.
-const DEFAULTS: Readonly<Record<string, string>> = {
+/**
+ * One small, quick node: no wait before a group's first assignment, one partition for each of Kafka's own topics, no
+ * cleaner (it takes 130 MiB), no metadata record twice a second. A node that was killed is let in again only when its old
+ * session has expired: 9 s by default.
+ */
+export const KAFKA_DEFAULTS: Readonly<Record<string, string>> = {
   'auto.create.topics.enable': 'false',
   'background.threads': '2',
   'broker.heartbeat.interval.ms': '1000',
@@ -38,7 +40,7 @@ const DEFAULTS: Readonly<Record<string, string>> = {
 /** The server.properties of a single node that is broker and controller. */
 export function kafkaProperties(node: KafkaNode): string {
   const properties = {
-    ...DEFAULTS,
+    ...KAFKA_DEFAULTS,
     'controller.quorum.voters': `1@127.0.0.1:${node.controllerPort}`,
     listeners: `PLAINTEXT://127.0.0.1:${node.port},CONTROLLER://127.0.0.1:${node.controllerPort}`,
     'log.dirs': node.data,

@@ -1,11 +1,8 @@
-import { MillraceError } from '../../core/errors.ts'
-import { findKafka } from './kafka-programs.ts'
-import { startKafkaWith } from './kafka.ts'
-import { findNats } from './nats-binary.ts'
-import { startNatsWith } from './nats.ts'
-import { startPostgres } from './postgres.ts'
-import type { PostgresVersion } from './postgres-binaries.ts'
-import { requireAll, resolveService, type Provided, type Resolution, type ServiceName, type Way } from './resolver.ts'
+import { dockerWay } from './docker.ts'
+import { explicitWay } from './explicit.ts'
+import { localWay } from './local.ts'
+import { requireAll, resolveService, type ServiceName, type Way } from './resolver.ts'
+import type { Resolution } from './resolver.ts'
 
 /** Where the services of a run are; a service that is missing is left out. */
 export type ServiceAddresses = { readonly [service in ServiceName]?: string }
@@ -53,65 +50,5 @@ function entry(resolution: Resolution): [ServiceName, string][] {
 }
 
 function waysTo(service: ServiceName, env: NodeJS.ProcessEnv): Way[] {
-  switch (service) {
-    case 'postgres15':
-    case 'postgres18':
-      return [byUrl(service, env), { name: 'local', provide: () => localPostgres(service === 'postgres15' ? 15 : 18) }]
-    case 'nats':
-      return [byUrl(service, env), { name: 'local', provide: localNats }]
-    case 'kafka':
-      return [byUrl(service, env), { name: 'local', provide: localKafka }]
-  }
-}
-
-const VARIABLES: Readonly<Record<ServiceName, string>> = {
-  kafka: 'MILLRACE_TEST_KAFKA',
-  nats: 'MILLRACE_TEST_NATS',
-  postgres15: 'MILLRACE_TEST_POSTGRES15',
-  postgres18: 'MILLRACE_TEST_POSTGRES',
-}
-
-function byUrl(service: ServiceName, env: NodeJS.ProcessEnv): Way {
-  const provide = async (): Promise<Provided | undefined> => {
-    const variable = VARIABLES[service]
-    const url = env[variable]
-    if (url === undefined || url === '') return undefined
-    if (service.startsWith('postgres') && !/^postgres(ql)?:\/\//.test(url)) {
-      throw new MillraceError(
-        'CONFIG_INVALID',
-        `${variable} is not a connection string: postgres://user@host:port/database`,
-      )
-    }
-    return { address: url, detail: variable, stop: async () => {} }
-  }
-  return { name: 'url', provide }
-}
-
-async function localPostgres(version: PostgresVersion): Promise<Provided> {
-  const server = await startPostgres({ version })
-  return {
-    address: server.url,
-    detail: `PostgreSQL ${server.version} (${server.origin}) on port ${server.port}`,
-    stop: () => server.dispose(),
-  }
-}
-
-async function localNats(): Promise<Provided> {
-  const binary = await findNats()
-  const server = await startNatsWith(binary, {})
-  return {
-    address: server.address,
-    detail: `NATS ${server.version} (${binary.origin}) on port ${server.port}`,
-    stop: () => server.dispose(),
-  }
-}
-
-async function localKafka(): Promise<Provided> {
-  const programs = await findKafka()
-  const server = await startKafkaWith(programs, {})
-  return {
-    address: server.address,
-    detail: `Kafka ${server.version} (${programs.origin}) on port ${server.port}`,
-    stop: () => server.dispose(),
-  }
+  return [explicitWay(service, env), dockerWay(service, env), localWay(service)]
 }

@@ -1,0 +1,47 @@
+import { findKafka } from './kafka-programs.ts'
+import { startKafkaWith } from './kafka.ts'
+import { findNats } from './nats-binary.ts'
+import { startNatsWith } from './nats.ts'
+import { startPostgres } from './postgres.ts'
+import type { PostgresVersion } from './postgres-binaries.ts'
+import type { Provided, ServiceName, Way } from './resolver.ts'
+
+/** The way of a service that the tools of this machine can run, fetched and built when they are not yet. */
+export function localWay(service: ServiceName): Way {
+  return { name: 'local', provide: STARTS[service] }
+}
+
+const STARTS: Readonly<Record<ServiceName, () => Promise<Provided>>> = {
+  kafka: async () => {
+    const programs = await findKafka()
+    return provided('Kafka', programs.origin, await startKafkaWith(programs, {}))
+  },
+  nats: async () => {
+    const binary = await findNats()
+    return provided('NATS', binary.origin, await startNatsWith(binary, {}))
+  },
+  postgres15: () => postgres(15),
+  postgres18: () => postgres(18),
+}
+
+async function postgres(version: PostgresVersion): Promise<Provided> {
+  const server = await startPostgres({ version })
+  return provided('PostgreSQL', server.origin, {
+    address: server.url,
+    dispose: () => server.dispose(),
+    port: server.port,
+    version: server.version,
+  })
+}
+
+function provided(
+  name: string,
+  origin: string,
+  server: { readonly address: string; dispose(): Promise<void>; readonly port: number; readonly version: string },
+): Provided {
+  return {
+    address: server.address,
+    detail: `${name} ${server.version} (${origin}) on port ${server.port}`,
+    stop: () => server.dispose(),
+  }
+}
