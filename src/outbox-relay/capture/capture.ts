@@ -1,0 +1,31 @@
+/**
+ * Capture: how the relay reads committed records. A capture yields pages; the relay opens each page, publishes it, and
+ * says so. Both ways of reading, by polling and by logical replication, stand behind this port.
+ */
+import type { OutgoingMessage } from '../../core/message.ts'
+
+/** The records that one capture step yields, in an order that keeps every key's commit order. */
+export interface Page {
+  readonly messages: readonly OutgoingMessage[]
+  /** Size of the messages together: keys, headers, payloads. */
+  readonly bytes: number
+}
+
+/**
+ * One reader of the outbox, for as long as one ownership of its shards lasts. The calls come in this order, and only
+ * `read` may overlap with the publishing of the page before:
+ *
+ *     read → open → (publish) → published → …      or      read (nothing there) → idle
+ */
+export interface Capture {
+  /** Reads the next page; undefined when nothing is there now. It may run while the page before is being published. */
+  read(): Promise<Page | undefined>
+  /** Makes it durable that this page is about to be published. Nothing of it may be published before. */
+  open(page: Page): Promise<void>
+  /** Every message of the page is stored by the broker. The checkpoint may pass it. */
+  published(page: Page): void
+  /** Called when `read` found nothing: writes what has to be written while nothing happens. */
+  idle(): Promise<void>
+  /** Makes the checkpoint say all that was published. Called last, with nothing in flight. */
+  close(): Promise<void>
+}

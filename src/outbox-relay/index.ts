@@ -1,0 +1,6 @@
+/**
+ * Stations 2 to 4 of an event's journey: capture reads committed records, dispatch publishes them, and the checkpoint
+ * says how far. A relay (relay.ts) lives through terms (term.ts); in each it owns the shards by a lease (lease.ts),
+ * begins from the checkpoint's row (checkpoint-log.ts), and reads by a capture (capture/).
+ */
+export { type Relay, type RelayOptions, type RelayState, type RelayStats, createRelay } from './relay.ts'

@@ -1,0 +1,275 @@
+import { hostname } from 'node:os'
+import type { Broker, Publisher } from '../brokers/broker.ts'
+import { type Clock, delay, systemClock, withDeadline } from '../core/clock.ts'
+import { MillraceError, isMillraceError } from '../core/errors.ts'
+import { type Lifecycle, STOP_TIMEOUT_MS, type StopOptions } from '../core/lifecycle.ts'
+import { type Logger, silentLogger } from '../core/logger.ts'
+import { OptionCheck } from '../core/options.ts'
+import { Signals } from '../core/signals.ts'
+import { backoffMs } from '../flow/backoff.ts'
+import { requireSchema } from '../postgres/migrator.ts'
+import { resolveSchemas } from '../postgres/schemas.ts'
+import type { PgPool, SchemaNames } from '../postgres/sql.ts'
+import { type TermOptions, runTerm } from './term.ts'
+
+/** How a relay is made. Only `broker` and `postgres` are required. */
+export interface RelayOptions {
+  /** Where the events go. */
+  readonly broker: Broker
+  /** How committed records are read. Polling needs no right beyond the outbox's tables. Default: 'polling'. */
+  readonly capture?: 'polling'
+  /** Time and randomness; a test gives its own. Default: the machine's. */
+  readonly clock?: Clock
+  /**
+   * How long the relay owns the shards without renewing, milliseconds. It renews every third of it. Lower it to be
+   * replaced sooner when the process stands still or its machine is cut off; a killed process is replaced at once
+   * either way. Too low, and a busy database costs the ownership. Default: 10000.
+   */
+  readonly leaseTtlMs?: number
+  /** Where it tells what it does. Default: nowhere. */
+  readonly logger?: Logger
+  /** Called with every error that the relay survives, and with the one that ends it. Default: nothing. */
+  readonly onError?: (error: Error) => void
+  /** The size of a page, bytes. At most two pages are in memory. A single larger event still is a page. Default: 4 MiB. */
+  readonly pageBytes?: number
+  /** The size of a page, events. Larger pages make larger broker batches and repeat more after a crash. Default: 1000. */
+  readonly pageSize?: number
+  /**
+   * The longest wait between two looks at an idle outbox, milliseconds. Lower it for latency; an idle look costs the
+   * database one trivial query. Default: 25.
+   */
+  readonly pollIntervalMs?: number
+  /** The outbox's database: the primary itself, not a standby and not a transaction pooler. The relay keeps two connections. */
+  readonly postgres: PgPool
+  /** How long one publish may stay unanswered before it is sent again, milliseconds. Default: 10000. */
+  readonly publishTimeoutMs?: number
+  /** The names of the schemas. Default: outbox and inbox. */
+  readonly schemas?: Partial<SchemaNames>
+  /** Observable points for tests. Default: nobody listens. */
+  readonly signals?: Signals
+}
+
+/** What a relay is doing. `recovering`: it lost the database or the lease and is coming back. */
+export type RelayState = 'idle' | 'standby' | 'relaying' | 'recovering' | 'stopped'
+
+/** What a relay has done since it started. */
+export interface RelayStats {
+  readonly state: RelayState
+  /** The lease's epoch while relaying; '' otherwise. */
+  readonly epoch: string
+  /** Events stored by the broker. */
+  readonly published: number
+  /** Bytes of them. */
+  readonly publishedBytes: number
+  /** Pages of them. */
+  readonly pages: number
+  /** Events that had to be sent again. */
+  readonly resent: number
+  /** Terms that ended with an error. */
+  readonly failures: number
+}
+
+/** A relay. */
+export type Relay = Lifecycle<RelayStats>
+
+const DEFAULTS = Object.freeze({
+  backoff: { minDelayMs: 50, maxDelayMs: 5000 },
+  leaseTtlMs: 10_000,
+  pageBytes: 4 * 1024 * 1024,
+  pageSize: 1000,
+  pollIntervalMs: 25,
+  publishTimeoutMs: 10_000,
+})
+
+const KNOWN: readonly (keyof RelayOptions)[] = [
+  'broker',
+  'capture',
+  'clock',
+  'leaseTtlMs',
+  'logger',
+  'onError',
+  'pageBytes',
+  'pageSize',
+  'pollIntervalMs',
+  'postgres',
+  'publishTimeoutMs',
+  'schemas',
+  'signals',
+]
+
+/**
+ * Makes a relay: it carries committed outbox records to the broker, in order per key, and forgets none. It does nothing
+ * before `start`. Several may run against one outbox; one works and the others stand by.
+ *
+ * @throws MillraceError CONFIG_INVALID with every problem of the options.
+ * @example
+ * const relay = createRelay({ postgres: pool, broker: kafkajs({ brokers: ['127.0.0.1:9092'] }) })
+ * await relay.start()
+ */
+export function createRelay(options: RelayOptions): Relay {
+  const check = new OptionCheck('createRelay', options, KNOWN)
+  check.required('broker', "a broker, such as kafkajs({ brokers }) from 'millrace/kafkajs'")
+  check.required('postgres', 'a pg Pool')
+  check.satisfies('postgres', (pool) => typeof (pool as PgPool).connect === 'function', 'a pg Pool')
+  check.satisfies('capture', (capture) => capture === 'polling', "'polling'")
+  check.integer('leaseTtlMs', 1000, 3_600_000)
+  check.integer('pageBytes', 1024, 256 * 1024 * 1024)
+  check.integer('pageSize', 1, 100_000)
+  check.integer('pollIntervalMs', 1, 60_000)
+  check.integer('publishTimeoutMs', 100, 600_000)
+  check.done()
+  return new PollingRelay(options)
+}
+
+class PollingRelay implements Relay {
+  readonly stopped: Promise<void>
+  readonly #clock: Clock
+  readonly #logger: Logger
+  readonly #options: RelayOptions
+  readonly #publisher: Publisher
+  readonly #schemas: SchemaNames
+  readonly #stopping = new AbortController()
+  #resolveStopped!: () => void
+  #rejectStopped!: (error: Error) => void
+  #starting: Promise<void> | undefined
+  #ending: Promise<void> | undefined
+  #state: RelayState = 'idle'
+  #epoch = ''
+  readonly #count = { published: 0, publishedBytes: 0, pages: 0, resent: 0, failures: 0 }
+
+  constructor(options: RelayOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.#logger = options.logger ?? silentLogger
+    this.#schemas = resolveSchemas(options.schemas)
+    this.#publisher = options.broker.publisher({ timeoutMs: options.publishTimeoutMs ?? DEFAULTS.publishTimeoutMs })
+    this.stopped = new Promise((resolve, reject) => {
+      this.#resolveStopped = resolve
+      this.#rejectStopped = reject
+    })
+    // onError is told as well; nobody need listen here.
+    this.stopped.catch(() => {})
+  }
+
+  start(): Promise<void> {
+    return (this.#starting ??= this.#start())
+  }
+
+  async stop({ timeoutMs = STOP_TIMEOUT_MS }: StopOptions = {}): Promise<void> {
+    this.#stopping.abort()
+    if (this.#starting === undefined) void this.#end()
+    await withDeadline(this.#clock, this.stopped, timeoutMs, () => {
+      return new MillraceError(
+        'SHUTDOWN_TIMEOUT',
+        `the relay did not come to rest within ${timeoutMs} ms; what was in flight is sent again by the next relay`,
+      )
+    })
+  }
+
+  stats(): RelayStats {
+    return { state: this.#state, epoch: this.#epoch, ...this.#count }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop()
+  }
+
+  async #start(): Promise<void> {
+    try {
+      if (this.#stopping.signal.aborted) {
+        throw new MillraceError('LIFECYCLE_STOPPED', 'the relay was stopped; make a new one')
+      }
+      await requireSchema(this.#options.postgres, this.#schemas)
+      await this.#publisher.start()
+      await new Promise<void>((resolve, reject) => {
+        const ended = (): Promise<void> => this.#end().then(resolve)
+        this.#run(resolve).then(ended, (error: Error) => this.#end(error).then(() => reject(error)))
+      })
+    } catch (error) {
+      await this.#end(error as Error)
+      throw error
+    }
+  }
+
+  /** Runs terms until it is stopped, or until one ends with an error that no new term would mend. */
+  async #run(atWork: () => void): Promise<void> {
+    const signal = this.#stopping.signal
+    let worked = false
+    let failures = 0
+    const options = this.#termOptions((state) => {
+      worked = true
+      if (state === 'relaying') failures = 0
+      atWork()
+    })
+    while (!signal.aborted) {
+      try {
+        await runTerm(options, signal)
+      } catch (error) {
+        if (!worked || signal.aborted || (isMillraceError(error) && !error.retryable)) throw error
+        this.#epoch = ''
+        this.#state = 'recovering'
+        this.#count.failures++
+        const waitMs = backoffMs(++failures, DEFAULTS.backoff, () => this.#clock.random())
+        this.#logger.warn(
+          { error: (error as Error).message, waitMs: Math.round(waitMs) },
+          'the term ended; beginning anew',
+        )
+        this.#options.onError?.(error as Error)
+        await delay(this.#clock, waitMs, signal)
+      }
+    }
+  }
+
+  #termOptions(onState: (state: RelayState) => void): TermOptions {
+    const options = this.#options
+    const count = this.#count
+    return {
+      backoff: DEFAULTS.backoff,
+      bounds: {
+        maxBytes: options.pageBytes ?? DEFAULTS.pageBytes,
+        maxMessages: options.pageSize ?? DEFAULTS.pageSize,
+      },
+      clock: this.#clock,
+      holder: `${hostname()}:${process.pid}`,
+      leaseTtlMs: options.leaseTtlMs ?? DEFAULTS.leaseTtlMs,
+      logger: this.#logger,
+      onPublished(page) {
+        count.pages++
+        count.published += page.messages.length
+        count.publishedBytes += page.bytes
+      },
+      onRetry: (unresolved) => (count.resent += unresolved.length),
+      onState: (state, epoch) => {
+        if (state !== this.#state)
+          this.#logger.info({ state, epoch }, state === 'relaying' ? 'relaying' : 'standing by')
+        this.#state = state
+        this.#epoch = epoch
+        onState(state)
+      },
+      pollIntervalMs: options.pollIntervalMs ?? DEFAULTS.pollIntervalMs,
+      postgres: options.postgres,
+      publisher: this.#publisher,
+      schema: this.#schemas.outbox,
+      signals: options.signals ?? new Signals(),
+    }
+  }
+
+  /** Closes the publisher and settles `stopped`, once. */
+  #end(error?: Error): Promise<void> {
+    return (this.#ending ??= this.#close(error))
+  }
+
+  async #close(error?: Error): Promise<void> {
+    this.#stopping.abort()
+    try {
+      await this.#publisher.close()
+    } catch (cause) {
+      this.#logger.warn({ error: (cause as Error).message }, 'the publisher did not close well')
+    }
+    this.#state = 'stopped'
+    this.#epoch = ''
+    if (error === undefined) return this.#resolveStopped()
+    this.#options.onError?.(error)
+    this.#rejectStopped(error)
+  }
+}

@@ -1,0 +1,135 @@
+/**
+ * A term: one ownership of the shards, from taking the lease to losing it or giving it back.
+ *
+ *     connect → wait for the lease → load the checkpoint → ( read → open → publish → published )* → close → release
+ *
+ * Nothing in memory outlives a term: not a snapshot, not a page. When a connection is lost, or the lease, the term ends
+ * with an error once what is in flight has been answered, and the next term begins from the checkpoint's row.
+ */
+import type { Publisher, Unresolved } from '../brokers/broker.ts'
+import { type Clock, delay } from '../core/clock.ts'
+import type { Logger } from '../core/logger.ts'
+import type { Signals } from '../core/signals.ts'
+import type { Backoff } from '../flow/backoff.ts'
+import type { PgClient, PgPool } from '../postgres/sql.ts'
+import type { Capture, Page } from './capture/capture.ts'
+import { PollingCapture } from './capture/polling/polling-capture.ts'
+import type { PageBounds } from './capture/polling/page-reader.ts'
+import { CheckpointLog } from './checkpoint-log.ts'
+import { dispatch } from './dispatch.ts'
+import { Lease } from './lease.ts'
+import { openRelaySessions } from './sessions.ts'
+
+/** What a term needs, and whom it tells. */
+export interface TermOptions {
+  readonly backoff: Backoff
+  readonly bounds: PageBounds
+  readonly clock: Clock
+  readonly holder: string
+  readonly leaseTtlMs: number
+  readonly logger: Logger
+  readonly onPublished: (page: Page) => void
+  readonly onRetry: (unresolved: readonly Unresolved[]) => void
+  readonly onState: (state: 'standby' | 'relaying', epoch: string) => void
+  readonly pollIntervalMs: number
+  readonly postgres: PgPool
+  readonly publisher: Publisher
+  readonly schema: string
+  readonly signals: Signals
+}
+
+/** The first wait after an empty poll; it doubles up to `pollIntervalMs`. */
+const FIRST_PAUSE_MS = 2
+
+/** How often a standby looks whether the lease is free. */
+const STANDBY_INTERVAL_MS = 500
+
+/** Runs one term. Resolves after the signal aborted and everything was put in order; rejects with what ended it. */
+export async function runTerm(options: TermOptions, signal: AbortSignal): Promise<void> {
+  const { postgres, schema } = options
+  const sessions = await openRelaySessions(postgres, schema)
+  try {
+    const writer = sessions.writer.client
+    const lease = await waitForLease(options, writer, signal)
+    if (lease === undefined) return
+    const renewal = new AbortController()
+    const renewed = renewUntil(options, lease, writer, renewal.signal)
+    try {
+      const log = new CheckpointLog(writer, schema, lease.fence)
+      const start = await log.load()
+      options.onState('relaying', lease.epoch)
+      const capture = new PollingCapture({
+        ...options,
+        log,
+        reader: sessions.reader.client,
+        shards: lease.fence.shards,
+        start,
+      })
+      await relayPages(options, capture, lease, signal)
+      await capture.close()
+    } finally {
+      renewal.abort()
+      await renewed
+    }
+    await lease.release(writer)
+  } finally {
+    sessions.close()
+  }
+}
+
+async function waitForLease(options: TermOptions, writer: PgClient, signal: AbortSignal): Promise<Lease | undefined> {
+  const { clock, holder, leaseTtlMs, schema, onState } = options
+  while (!signal.aborted) {
+    const lease = await Lease.acquire(writer, { clock, holder, schema, ttlMs: leaseTtlMs })
+    if (lease !== undefined) return lease
+    onState('standby', '')
+    await delay(clock, STANDBY_INTERVAL_MS * (0.5 + clock.random() / 2), signal)
+  }
+  return undefined
+}
+
+/** Keeps the lease until the signal aborts. What it meets shows when the lease is asked for, or runs out. */
+async function renewUntil(options: TermOptions, lease: Lease, writer: PgClient, signal: AbortSignal): Promise<void> {
+  try {
+    for (;;) {
+      await delay(options.clock, options.leaseTtlMs / 3, signal)
+      if (signal.aborted) return
+      await lease.renew(writer)
+    }
+  } catch (error) {
+    options.logger.warn({ error: (error as Error).message }, 'the lease could not be renewed')
+  }
+}
+
+async function relayPages(options: TermOptions, capture: Capture, lease: Lease, signal: AbortSignal): Promise<void> {
+  const { clock, pollIntervalMs, onPublished } = options
+  const dispatching = { ...options, assertHeld: () => lease.assertHeld() }
+  let pauseMs = 0
+  let ahead = capture.read()
+  try {
+    for (;;) {
+      const page = await ahead
+      if (signal.aborted) return
+      if (page === undefined) {
+        lease.assertHeld()
+        await capture.idle()
+        pauseMs = Math.min(pollIntervalMs, pauseMs === 0 ? FIRST_PAUSE_MS : pauseMs * 2)
+        await delay(clock, pauseMs, signal)
+        if (signal.aborted) return
+        ahead = capture.read()
+        continue
+      }
+      pauseMs = 0
+      lease.assertHeld()
+      await capture.open(page)
+      // The next page is read while this one is published, and is opened only after.
+      ahead = capture.read()
+      ahead.catch(() => {})
+      if (!(await dispatch(page.messages, dispatching, signal))) return
+      capture.published(page)
+      onPublished(page)
+    }
+  } finally {
+    await ahead.catch(() => {})
+  }
+}
