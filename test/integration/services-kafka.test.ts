@@ -1,5 +1,5 @@
 import { Kafka, logLevel, type Admin } from 'kafkajs'
-import { describe, expect, onTestFinished, test } from 'vitest'
+import { expect, onTestFinished, test } from 'vitest'
 import { startKafka } from '../../src/testing/services/index.ts'
 import { describeWith, services } from '../support/services.ts'
 
@@ -21,23 +21,23 @@ describeWith('kafka', 'Kafka of the run', () => {
     expect(topics[0]?.partitions).toHaveLength(3)
     await admin.deleteTopics({ topics: [topic] })
   })
+})
 
-  describe('a private Kafka', () => {
-    test('keeps its topics and its port over a restart and a SIGKILL', { timeout: 60_000 }, async () => {
-      const server = await startKafka({ properties: { 'num.partitions': '5' } })
-      onTestFinished(() => server.dispose())
-      const { pid, port } = server
-      const before = await connected(server.address)
-      await before.createTopics({ topics: [{ topic: 'kept' }], waitForLeaders: true })
-      await before.disconnect()
-      await server.restart()
-      await server.kill()
-      await server.start()
-      const after = await connected(server.address)
-      const { topics } = await after.fetchTopicMetadata({ topics: ['kept'] })
-      expect(topics[0]?.partitions).toHaveLength(5)
-      expect(server.port).toBe(port)
-      expect(server.pid).not.toBe(pid)
-    })
+describeWith('private kafka', 'a private Kafka', () => {
+  test('keeps its topics and its port over a restart and a SIGKILL', { timeout: 60_000 }, async () => {
+    const server = await startKafka({ properties: { 'num.partitions': '5' } })
+    onTestFinished(() => server.dispose())
+    const { pid, port } = server
+    const before = await connected(server.address)
+    await before.createTopics({ topics: [{ topic: 'kept' }], waitForLeaders: true })
+    await before.disconnect()
+    await server.restart()
+    await server.kill()
+    await server.start()
+    const after = await connected(server.address)
+    const { topics } = await after.fetchTopicMetadata({ topics: ['kept'] })
+    expect(topics[0]?.partitions).toHaveLength(5)
+    expect(server.port).toBe(port)
+    expect(server.pid).not.toBe(pid)
   })
 })

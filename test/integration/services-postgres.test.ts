@@ -1,5 +1,5 @@
 import pg from 'pg'
-import { describe, expect, onTestFinished, test } from 'vitest'
+import { expect, onTestFinished, test } from 'vitest'
 import { startPostgres, type PostgresServer, type PostgresVersion } from '../../src/testing/services/index.ts'
 import { track } from '../support/leaks.ts'
 import { createTestDatabase, describeWith } from '../support/services.ts'
@@ -54,7 +54,7 @@ for (const version of [15, 18] as const) {
     })
   })
 
-  describe(`a private PostgreSQL ${version}`, () => {
+  describeWith(`private postgres${version}`, `a private PostgreSQL ${version}`, () => {
     test('keeps its data and its port over a stop, a crash and a SIGKILL of all its processes', async () => {
       const server = await started(version)
       const { pid, port } = server

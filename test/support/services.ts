@@ -15,24 +15,36 @@ export function services(): ServiceAddresses {
   return inject('services')
 }
 
+/** A service of the run, or the means to start a private one, for tests that stop and kill it. */
+export type Need = ServiceName | `private ${ServiceName}`
+
 /**
  * Runs the suite when every service it needs is there. Otherwise it is counted and printed as skipped, or, with
  * REQUIRE_REAL=1, fails with what to do about it.
  */
-export function describeWith(needs: ServiceName | readonly ServiceName[], name: string, suite: () => void): void {
-  const missing = [needs].flat().filter((service) => services()[service] === undefined)
+export function describeWith(needs: Need | readonly Need[], name: string, suite: () => void): void {
+  const missing = [needs].flat().filter((need) => !isMet(need))
   if (missing.length === 0) {
     describe(name, suite)
   } else if (process.env.REQUIRE_REAL === '1') {
     describe(name, () => {
       test(`needs ${missing.join(', ')}`, () => {
-        expect.unreachable(missing.map((service) => `${service} is missing: ${remedyFor(service)}`).join('\n'))
+        expect.unreachable(missing.map((need) => `${need} is missing: ${remedyFor(serviceOf(need))}`).join('\n'))
       })
     })
   } else {
     console.log(`skipped for want of ${missing.join(', ')}: ${name}`)
     describe.skip(name, suite)
   }
+}
+
+function isMet(need: Need): boolean {
+  const service = serviceOf(need)
+  return service === need ? services()[service] !== undefined : inject('startable').includes(service)
+}
+
+function serviceOf(need: Need): ServiceName {
+  return need.replace('private ', '') as ServiceName
 }
 
 /** A database of one test's own. */

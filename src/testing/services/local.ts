@@ -3,12 +3,27 @@ import { startKafkaWith } from './kafka.ts'
 import { findNats } from './nats-binary.ts'
 import { startNatsWith } from './nats.ts'
 import { startPostgres } from './postgres.ts'
-import type { PostgresVersion } from './postgres-binaries.ts'
+import { findPostgres, type PostgresVersion } from './postgres-binaries.ts'
 import type { Provided, ServiceName, Way } from './resolver.ts'
 
 /** The way of a service that the tools of this machine can run, fetched and built when they are not yet. */
 export function localWay(service: ServiceName): Way {
   return { name: 'local', provide: STARTS[service] }
+}
+
+/** Whether this machine can run the service privately; what it takes is fetched and built by the way. */
+export async function canStart(service: ServiceName): Promise<boolean> {
+  return FINDS[service]().then(
+    () => true,
+    () => false,
+  )
+}
+
+const FINDS: Readonly<Record<ServiceName, () => Promise<unknown>>> = {
+  kafka: findKafka,
+  nats: findNats,
+  postgres15: () => findPostgres(15),
+  postgres18: () => findPostgres(18),
 }
 
 const STARTS: Readonly<Record<ServiceName, () => Promise<Provided>>> = {

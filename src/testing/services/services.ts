@@ -1,6 +1,6 @@
 import { dockerWay } from './docker.ts'
 import { explicitWay } from './explicit.ts'
-import { localWay } from './local.ts'
+import { canStart, localWay } from './local.ts'
 import { requireAll, resolveService, type ServiceName, type Way } from './resolver.ts'
 import type { Resolution } from './resolver.ts'
 
@@ -20,6 +20,8 @@ export interface ServicesOptions {
 /** The services of a run. */
 export interface Services {
   readonly addresses: ServiceAddresses
+  /** Those that `startPostgres`, `startKafka` and `startNats` can start privately on this machine. */
+  readonly startable: readonly ServiceName[]
   /** Ends those that were started for the run. */
   stop(): Promise<void>
 }
@@ -42,7 +44,8 @@ export async function startServices(options: ServicesOptions): Promise<Services>
     throw error
   }
   for (const one of resolutions) options.print(one.line)
-  return { addresses: Object.fromEntries(resolutions.flatMap(entry)), stop }
+  const startable = await Promise.all(wanted.map(async (name) => ((await canStart(name)) ? [name] : [])))
+  return { addresses: Object.fromEntries(resolutions.flatMap(entry)), startable: startable.flat(), stop }
 }
 
 function entry(resolution: Resolution): [ServiceName, string][] {
