@@ -54,8 +54,9 @@ run the same command.`,
       const changes = dryRun ? report.pending : report.applied
       const what = changes.length === 0 ? 'nothing to do' : `${dryRun ? 'to apply' : 'applied'} ${changes.join(', ')}`
       // Beside the SQL of a dry run, the summary must not end up in the file it is piped to.
-      const say = dryRun ? io.err : io.out
-      say(`millrace migrate: ${what}; the schema has version ${report.version}\n`)
+      const line = `millrace migrate: ${what}; the schema has version ${report.version}\n`
+      if (dryRun) io.err(line)
+      else io.out(line)
       return EXIT.ok
     } finally {
       await pool.end()

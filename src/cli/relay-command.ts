@@ -10,8 +10,8 @@ export const relayCommand = defineCommand({
   name: 'relay',
   summary: 'Carries committed events from the outbox to a broker, until SIGTERM or SIGINT.',
   description: `Any number of them may run against one database: one relays, the others stand by and take over when it
-ends. It writes JSON lines to standard output; the line with "event":"relaying" says that it is at work, the one with
-"event":"standby" that another instance is. SIGTERM or SIGINT drains: it reads no more, settles what is in flight,
+ends. It writes JSON lines to standard output: the line with "state":"relaying" says that it is at work, the one with
+"state":"standby" that another instance is. SIGTERM or SIGINT drains: it reads no more, settles what is in flight,
 moves the checkpoint, releases the lease and exits 0. A second signal leaves at once; what was not settled is sent
 again by the next instance.`,
   examples: [
@@ -36,9 +36,9 @@ again by the next instance.`,
     leaseTtlMs: integerFlag({
       byDefault: '10000',
       environment: ['MILLRACE_LEASE_TTL_MS'],
-      max: 600_000,
+      max: 3_600_000,
       min: 1000,
-      summary: 'How long an instance that says nothing keeps its lease; the longest gap after a crash.',
+      summary: 'How long an instance that stands still or is cut off keeps its lease.',
       value: '<ms>',
     }),
     logLevel: choiceFlag({
@@ -49,7 +49,7 @@ again by the next instance.`,
     }),
     outboxSchema: outboxSchemaFlag,
     pageBytes: integerFlag({
-      byDefault: '…',
+      byDefault: '4194304',
       environment: ['MILLRACE_PAGE_BYTES'],
       max: 268_435_456,
       min: 1024,
@@ -57,7 +57,7 @@ again by the next instance.`,
       value: '<bytes>',
     }),
     pageSize: integerFlag({
-      byDefault: '…',
+      byDefault: '1000',
       environment: ['MILLRACE_PAGE_SIZE'],
       max: 100_000,
       min: 1,
@@ -65,7 +65,7 @@ again by the next instance.`,
       value: '<n>',
     }),
     pollIntervalMs: integerFlag({
-      byDefault: '…',
+      byDefault: '25',
       environment: ['MILLRACE_POLL_INTERVAL_MS'],
       max: 60_000,
       min: 1,

@@ -3,7 +3,7 @@ import type { Broker } from '../brokers/broker.ts'
 /** What a broker URL says, read strictly. */
 export interface BrokerAddress {
   readonly system: 'kafka' | 'memory' | 'nats'
-  /** `host:port`, at least one; empty for `memory`, which keeps the URL as a whole. */
+  /** `host:port`, at least one, for NATS behind the user or token; empty for `memory`, which keeps the URL as a whole. */
   readonly servers: readonly string[]
   readonly url: string
 }
@@ -17,13 +17,15 @@ const DEFAULT_PORTS = { kafka: 9092, nats: 4222 } as const
  * @throws RangeError whose message completes "expected …".
  */
 export function parseBrokerUrl(url: string): BrokerAddress {
-  const [, scheme, rest] = /^([a-z]+):\/\/(.+)$/.exec(url) ?? []
-  if (scheme === 'memory' && rest !== undefined) return { system: scheme, servers: [], url }
-  if ((scheme !== 'kafka' && scheme !== 'nats') || rest === undefined) throw new RangeError(EXPECTED)
-  if (rest.includes('@'))
-    throw new RangeError(`${scheme}://host:port without a user: credentials are not supported yet`)
-  const servers = rest.replace(/\/$/, '').split(',')
-  return { system: scheme, servers: servers.map((server) => withPort(scheme, server)), url }
+  const [, scheme, userinfo = '', hosts] = /^([a-z]+):\/\/([^\s]*@)?([^\s@]+)$/.exec(url) ?? []
+  if (hosts === undefined) throw new RangeError(EXPECTED)
+  if (scheme === 'memory') return { system: scheme, servers: [], url }
+  if (scheme !== 'kafka' && scheme !== 'nats') throw new RangeError(EXPECTED)
+  if (scheme === 'kafka' && userinfo !== '') {
+    throw new RangeError('kafka://host:port without a user; for SASL make the relay in a program of your own')
+  }
+  const servers = hosts.replace(/\/$/, '').split(',')
+  return { system: scheme, servers: servers.map((server) => userinfo + withPort(scheme, server)), url }
 }
 
 /** Makes the adapter that the URL asks for; only this one is loaded. It connects to nothing yet. */
@@ -36,7 +38,7 @@ export async function createBrokerFromUrl(url: string): Promise<Broker> {
     }
     case 'nats': {
       const { nats } = await import('../brokers/nats/index.ts')
-      return nats({ servers })
+      return nats({ servers: servers.map((server) => `nats://${server}`) })
     }
     case 'memory': {
       const { memory } = await import('../brokers/memory/index.ts')

@@ -28,11 +28,15 @@ export function createDaemonLogger(
       formatters: { level: (label) => ({ level: label }) },
       level,
       messageKey: 'message',
-      serializers: { cause: errorFields, err: errorFields, error: errorFields },
+      serializers: { err: fieldsIfError, error: fieldsIfError },
       timestamp: pino.stdTimeFunctions.isoTime,
     },
     { write: (line) => destination.write(`${redactLine(line, redact)}\n`) },
   )
+}
+
+function fieldsIfError(value: unknown): unknown {
+  return value instanceof Error ? errorFields(value) : value
 }
 
 /** Log lines are few, so a line is read again as what it is: as text, a secret made of digits would spoil a number. */

@@ -26,7 +26,7 @@ export function errorFields(error: unknown, depth = 0): ErrorFields {
   const { code, retryable } = error as { code?: unknown; retryable?: unknown }
   return {
     name: error.name,
-    ...(code === undefined ? {} : { code: String(code) }),
+    ...(typeof code === 'string' || typeof code === 'number' ? { code: String(code) } : {}),
     message: messageOf(error),
     ...(typeof retryable === 'boolean' ? { retryable } : {}),
     ...(error.cause === undefined || depth >= DEEPEST ? {} : { cause: errorFields(error.cause, depth + 1) }),

@@ -32,7 +32,7 @@ export function secretsOf(url: string | undefined): readonly string[] {
   const userinfo = url === undefined ? undefined : /:\/\/([^\s]*)@/.exec(url)?.[1]
   if (userinfo === undefined) return []
   const colon = userinfo.indexOf(':')
-  const secret = colon < 0 ? (/^postgres/.test(url ?? '') ? '' : userinfo) : userinfo.slice(colon + 1)
+  const secret = colon < 0 ? (url?.startsWith('postgres') ? '' : userinfo) : userinfo.slice(colon + 1)
   const decoded = decode(secret)
   return [secret, decoded].filter((text) => text !== '')
 }

@@ -16,6 +16,7 @@ describe('broker URLs', () => {
     ['kafka://[::1]:9092', 'kafka', ['[::1]:9092']],
     ['nats://127.0.0.1:4222', 'nats', ['127.0.0.1:4222']],
     ['nats://n1,n2:4223', 'nats', ['n1:4222', 'n2:4223']],
+    ['nats://u:p@n1,n2:4223', 'nats', ['u:p@n1:4222', 'u:p@n2:4223']],
     ['memory://127.0.0.1:4000', 'memory', []],
     ['memory:///run/demo.sock', 'memory', []],
   ])('%s is read', (url, system, servers) => {
@@ -32,7 +33,8 @@ describe('broker URLs', () => {
     'kafka://k1:x',
     'kafka://k 1',
     'http://k1:9092',
-    'nats://u:p@n1:4222',
+    'kafka://u:p@k1:9092',
+    'nats://u:p@',
     'memory:',
     'memory://',
     '',
