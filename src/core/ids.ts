@@ -2,9 +2,12 @@ import { v7 } from 'uuid'
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 
-/** A new uuid v7 (RFC 9562): 48 bits of milliseconds first, monotonic within the process. */
-export function newId(): string {
-  return v7()
+/**
+ * A new uuid v7 (RFC 9562): 48 bits of milliseconds first, monotonic within the process; of a given moment, for whoever
+ * owns the clock, it is random within the millisecond.
+ */
+export function newId(timeMs?: number): string {
+  return timeMs === undefined ? v7() : v7({ msecs: timeMs })
 }
 
 /** True for a uuid in its canonical lower-case form, of any version. */

@@ -1,0 +1,76 @@
+import { MillraceError } from '../../core/errors.ts'
+import type { Sql, SqlResult } from '../sql.ts'
+import type { TransactionAdapter } from '../transaction.ts'
+import { notInTransaction } from './pg.ts'
+
+/** The `tx` that drizzle's `db.transaction(async (tx) => …)` gives. */
+export interface DrizzleTransaction {
+  // Drizzle's own SQL type, which must not be part of the public surface: drizzle is optional.
+  execute(query: never): PromiseLike<unknown>
+  /** Only a transaction has this one; the database object has not. */
+  rollback(): never
+}
+
+/** `drizzle-orm` on node-postgres. The database object is refused: it is a pool. */
+export const drizzleTransaction: TransactionAdapter = {
+  recognise(value) {
+    const given = value as { execute?: unknown; rollback?: unknown; select?: unknown; session?: unknown }
+    if (typeof given.execute !== 'function' || typeof given.select !== 'function') return undefined
+    if (typeof given.rollback === 'function') return refusal(given) ?? fromDrizzle(given as DrizzleTransaction)
+    return new MillraceError(
+      'APPEND_POOL_GIVEN',
+      'append was given the database object of drizzle, which runs each statement outside of your transaction. ' +
+        'Give it the tx: await db.transaction(async (tx) => { …; await outbox.append(tx, event) }).',
+    )
+  },
+}
+
+/**
+ * The statements of a drizzle transaction. `append` does this by itself; use it where you want to say so.
+ *
+ * @example
+ * await db.transaction(async (tx) => {
+ *   await outbox.append(fromDrizzle(tx), event)
+ * })
+ */
+export function fromDrizzle(tx: DrizzleTransaction): Sql {
+  return {
+    async query(text, params = []) {
+      const { sql } = await import('drizzle-orm')
+      const { strings, order } = split(text)
+      // Bound one by one by sql.param, or drizzle would spread arrays and encode what is bytes.
+      const bound = order.map((index) => sql.param(params[index]))
+      let result: unknown
+      try {
+        result = await tx.execute(sql(strings, ...bound) as never)
+      } catch (error) {
+        // Drizzle's own error prints every parameter, and a payload does not belong in a log.
+        if (error instanceof Error && 'query' in error && 'params' in error && error.cause instanceof Error)
+          throw error.cause
+        throw error
+      }
+      return Array.isArray(result) ? { rows: result, rowCount: result.length } : (result as SqlResult)
+    },
+  }
+}
+
+/** Cuts a statement at its `$n`, as a template would be; a `$1` inside a quoted name stays. */
+function split(text: string): { strings: TemplateStringsArray; order: number[] } {
+  const parts: string[] = []
+  const order: number[] = []
+  let from = 0
+  for (const match of text.matchAll(/"(?:[^"]|"")*"|'(?:[^']|'')*'|\$(\d+)/g)) {
+    if (match[1] === undefined) continue
+    parts.push(text.slice(from, match.index))
+    order.push(Number(match[1]) - 1)
+    from = match.index + match[0].length
+  }
+  parts.push(text.slice(from))
+  return { strings: Object.assign(parts, { raw: parts }), order }
+}
+
+/** A tx that is used after its end writes outside of it; on node-postgres its client tells. */
+function refusal(given: { session?: unknown }): MillraceError | undefined {
+  const client = (given.session as { client?: { getTransactionStatus?(): string | null } } | undefined)?.client
+  return typeof client?.getTransactionStatus === 'function' ? notInTransaction(client) : undefined
+}
