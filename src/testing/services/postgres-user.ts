@@ -23,10 +23,10 @@ export async function postgresUser(): Promise<SystemUser | undefined> {
   )
 }
 
-/** Whether the user may pass every folder above `path`; a home of root's, say, keeps others out. */
+/** Whether the user may enter or run `path` and every folder above it; the home of root, say, keeps others out. */
 export async function isReachable(path: string, user: SystemUser | undefined): Promise<boolean> {
   if (user === undefined) return true
-  for (let folder = dirname(path); ; folder = dirname(folder)) {
+  for (let folder = path; ; folder = dirname(folder)) {
     const { gid, mode, uid } = await stat(folder)
     const bit = uid === user.uid ? 0o100 : gid === user.gid ? 0o010 : 0o001
     if ((mode & bit) === 0) return false

@@ -1,5 +1,5 @@
 /** A private PostgreSQL over the real programs, for tests that restart or kill it and for the demo. */
-import { chmod, chown, cp, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { chown, cp, lchown, mkdtemp, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { MillraceError } from '../../core/errors.ts'
@@ -228,7 +228,7 @@ export class PostgresServer implements AsyncDisposable {
 /** A temporary folder that the server's user owns and can reach. */
 async function makeFolder(user: SystemUser | undefined): Promise<string> {
   for (const base of [tmpdir(), '/tmp', '/var/tmp']) {
-    if (!(await stat(base).catch(() => undefined)) || !(await isReachable(join(base, 'x'), user))) continue
+    if (!(await stat(base).catch(() => undefined)) || !(await isReachable(base, user))) continue
     const folder = await mkdtemp(join(base, 'millrace-postgres-'))
     if (user !== undefined) await chown(folder, user.uid, user.gid)
     return folder
@@ -245,10 +245,14 @@ async function reachablePrograms(
   folder: string,
   user: SystemUser | undefined,
 ): Promise<string> {
-  if (binaries.home === undefined || (await isReachable(join(binaries.bin, 'postgres'), user))) return binaries.bin
+  if (user === undefined || binaries.home === undefined) return binaries.bin
+  if (await isReachable(join(binaries.bin, 'postgres'), user)) return binaries.bin
   const copy = join(folder, 'programs')
   await cp(binaries.home, copy, { recursive: true, verbatimSymlinks: true })
-  await chmod(copy, 0o755)
+  // Whatever the modes and our umask: the copy is the user's own.
+  const { gid, uid } = user
+  const names = ['.', ...(await readdir(copy, { recursive: true }))]
+  await Promise.all(names.map((name) => lchown(join(copy, name), uid, gid)))
   return join(copy, 'bin')
 }
 
