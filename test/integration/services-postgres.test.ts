@@ -1,6 +1,7 @@
 import pg from 'pg'
 import { expect, onTestFinished, test } from 'vitest'
 import { startPostgres, type PostgresServer, type PostgresVersion } from '../../src/testing/services/index.ts'
+import { allGone, childrenOf } from '../../src/testing/services/processes.ts'
 import { track } from '../support/leaks.ts'
 import { createTestDatabase, describeWith } from '../support/services.ts'
 
@@ -75,6 +76,17 @@ for (const version of [15, 18] as const) {
     })
   })
 }
+
+describeWith('private postgres18', 'a SIGKILL of a private PostgreSQL', () => {
+  test('reaches every process, also one that is paused', async () => {
+    const server = await started(18)
+    const children = await childrenOf(server.pid)
+    expect(children.length).toBeGreaterThan(3)
+    for (const pid of children) process.kill(pid, 'SIGSTOP')
+    await server.kill()
+    expect(await allGone(children, 0)).toBe(true)
+  })
+})
 
 test('settings given to a private PostgreSQL win over ours, and ALTER SYSTEM wins over them', async () => {
   const server = await startPostgres({ settings: { max_connections: '37', work_mem: '5MB' } })

@@ -19,6 +19,7 @@ test('two builds at once leave one whole result, and neither fails', async () =>
     await writeFile(join(draft, 'half'), value)
     if (++building === 2) letGo()
     await both
+    expect(await readdir(cache)).not.toContain('thing')
     await writeFile(join(draft, 'whole'), value)
   }
   const results = await Promise.all([cached('thing', build('a'), cache), cached('thing', build('b'), cache)])
