@@ -1,0 +1,28 @@
+import type { JetStreamFault } from './error-class.ts'
+
+const STORED = Buffer.from('{"stream":')
+const ERROR = Buffer.from('"error"')
+
+/**
+ * Reads the answer to a publish: `stored`, the server's fault, or `undefined` for what is no answer of JetStream (a
+ * plain subscriber of the subject replied).
+ *
+ * The answer to a stored message is looked at and not parsed: it begins with its stream and has no `"error"`. A
+ * duplicate says `"duplicate": true` and is stored, too. All else is parsed.
+ */
+export function readPubAck(data: Uint8Array): 'stored' | JetStreamFault | undefined {
+  const bytes = Buffer.from(data.buffer, data.byteOffset, data.length)
+  if (bytes.length > STORED.length && bytes.subarray(0, STORED.length).equals(STORED) && !bytes.includes(ERROR)) {
+    return 'stored'
+  }
+  let answer: unknown
+  try {
+    answer = JSON.parse(bytes.toString())
+  } catch {
+    return undefined
+  }
+  if (typeof answer !== 'object' || answer === null) return undefined
+  const { error, seq, stream } = answer as Record<string, unknown>
+  if (typeof error === 'object' && error !== null) return error
+  return typeof stream === 'string' && typeof seq === 'number' ? 'stored' : undefined
+}
