@@ -46,7 +46,7 @@ export async function dispatch(
     options.onRetry(unresolved)
     failures = unresolved.length < pending.length ? 1 : failures + 1
     pending = unresolved.map((one) => pending[one.index] as OutgoingMessage)
-    const waitMs = backoffMs(failures, backoff, () => clock.random())
+    const waitMs = backoffMs(failures, backoff, clock)
     const first = unresolved[0] as Unresolved
     logger.warn(
       {

@@ -209,7 +209,7 @@ class PollingRelay implements Relay {
         this.#epoch = ''
         this.#state = 'recovering'
         this.#count.failures++
-        const waitMs = backoffMs(++failures, DEFAULTS.backoff, () => this.#clock.random())
+        const waitMs = backoffMs(++failures, DEFAULTS.backoff, this.#clock)
         this.#logger.warn(
           { error: (error as Error).message, waitMs: Math.round(waitMs) },
           'the term ended; beginning anew',
