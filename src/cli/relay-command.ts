@@ -23,7 +23,7 @@ again by the next instance.`,
       environment: ['MILLRACE_BROKER'],
       parse: (text) => parseBrokerUrl(text).url,
       required: true,
-      summary: 'Where to: kafka://host:port,host:port, nats://host:port or memory://host:port.',
+      summary: 'Where to: kafka://host:port,host:port, nats://host:port or memory://127.0.0.1:port.',
       value: '<url>',
     }),
     capture: choiceFlag({

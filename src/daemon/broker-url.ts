@@ -1,4 +1,5 @@
 import type { Broker } from '../brokers/broker.ts'
+import { parseAddress } from '../brokers/memory/remote/address.ts'
 
 /** What a broker URL says, read strictly. */
 export interface BrokerAddress {
@@ -8,7 +9,7 @@ export interface BrokerAddress {
   readonly url: string
 }
 
-const EXPECTED = 'kafka://host:9092,host:9092, nats://host:4222,host:4222, or memory://host:port'
+const EXPECTED = 'kafka://host:9092,host:9092, nats://host:4222,host:4222, or memory://127.0.0.1:port'
 const DEFAULT_PORTS = { kafka: 9092, nats: 4222 } as const
 
 /**
@@ -19,7 +20,10 @@ const DEFAULT_PORTS = { kafka: 9092, nats: 4222 } as const
 export function parseBrokerUrl(url: string): BrokerAddress {
   const [, scheme, userinfo = '', hosts] = /^([a-z]+):\/\/([^\s]*@)?([^\s@]+)$/.exec(url) ?? []
   if (hosts === undefined) throw new RangeError(EXPECTED)
-  if (scheme === 'memory') return { system: scheme, servers: [], url }
+  if (scheme === 'memory') {
+    if (!isMemoryAddress(url)) throw new RangeError('memory://127.0.0.1:port or memory:///path/of/socket')
+    return { system: scheme, servers: [], url }
+  }
   if (scheme !== 'kafka' && scheme !== 'nats') throw new RangeError(EXPECTED)
   if (scheme === 'kafka' && userinfo !== '') {
     throw new RangeError('kafka://host:port without a user; for SASL make the relay in a program of your own')
@@ -44,6 +48,14 @@ export async function createBrokerFromUrl(url: string): Promise<Broker> {
       const { memory } = await import('../brokers/memory/index.ts')
       return memory({ url })
     }
+  }
+}
+
+function isMemoryAddress(url: string): boolean {
+  try {
+    return parseAddress(url) !== undefined
+  } catch {
+    return false
   }
 }
 

@@ -84,9 +84,9 @@ async function live(options: RelayDaemonOptions, log: Logger, signals: StopSigna
     const ready = requireDatabase(pool).then(() => relay.start())
     const report = reportStats(log, () => relay.stats())
     try {
-      // Only a failure of `ready` matters here: a relay that started goes on until a signal, or until it ends by itself.
-      const failed = new Promise<never>((_, reject) => ready.catch(reject))
-      const end = await Promise.race([signals.first, endless.then((error) => ({ error })), failed])
+      // A relay that did not start rejects here; one that did goes on until a signal, or until it ends by itself.
+      const ended = ready.then(async () => ({ error: await endless }))
+      const end = await Promise.race([signals.first, ended])
       if (typeof end === 'object') {
         log.error({ error: end.error }, 'the relay ended by itself')
         return 1

@@ -36,6 +36,7 @@ describe('broker URLs', () => {
     'kafka://u:p@k1:9092',
     'nats://u:p@',
     'memory:',
+    'memory://somewhere:4000',
     'memory://',
     '',
   ])('%j is refused', (url) => {
