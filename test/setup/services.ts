@@ -1,5 +1,7 @@
 /** Finds or starts the real services once per run, says which they are, and ends them with the run. */
+import pg from 'pg'
 import type { TestProject } from 'vitest/node'
+import { quoteIdentifier } from '../../src/postgres/sql.ts'
 import { startServices, type ServiceAddresses, type ServiceName } from '../../src/testing/services/index.ts'
 
 declare module 'vitest' {
@@ -16,10 +18,27 @@ export default async function setup(project: TestProject): Promise<() => Promise
     print: (line) => console.log(`  ${line}`),
     ...(isPure(process.argv) ? { services: [] } : {}),
   })
-  project.provide('runId', `${process.pid}_${Date.now().toString(36)}`)
+  const runId = `${process.pid}_${Date.now().toString(36)}`
+  project.provide('runId', runId)
   project.provide('services', started.addresses)
   project.provide('startable', started.startable)
-  return () => started.stop()
+  return async () => {
+    // A server that was here before us is left as it was found; ours go with all they hold.
+    const { MILLRACE_TEST_POSTGRES, MILLRACE_TEST_POSTGRES15 } = process.env
+    for (const url of [MILLRACE_TEST_POSTGRES, MILLRACE_TEST_POSTGRES15]) if (url) await dropDatabases(url, runId)
+    await started.stop()
+  }
+}
+
+async function dropDatabases(url: string, runId: string): Promise<void> {
+  const admin = new pg.Client({ connectionString: url })
+  await admin.connect()
+  const { rows } = await admin.query<{ name: string }>(
+    "select datname as name from pg_database where datname ~ ('^(test|template)_' || $1 || '(_|$)')",
+    [runId],
+  )
+  for (const { name } of rows) await admin.query(`drop database ${quoteIdentifier(name)} with (force)`)
+  await admin.end()
 }
 
 /** `vitest run test/unit …`: nothing there needs a server. */
