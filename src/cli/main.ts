@@ -5,7 +5,9 @@
  * it hands the process to the table, and is never imported. What runs for long lives in `src/daemon`.
  */
 import { runCli } from './run-cli.ts'
+import { muteWarnings } from './warnings.ts'
 
+muteWarnings('TimeoutNegativeWarning')
 const code = await runCli(process.argv.slice(2), {
   environment: process.env,
   out: (text) => process.stdout.write(text),

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import type { IncomingMessage } from '../../src/brokers/broker.ts'
+import type { Broker, IncomingMessage } from '../../src/brokers/broker.ts'
 import {
   createMemoryBroker,
   memory,
@@ -7,7 +7,9 @@ import {
   type MemoryBroker,
   type MemoryServer,
 } from '../../src/brokers/memory/index.ts'
-import { createTestDatabase, describeWith, type TestDatabase } from '../support/services.ts'
+import { kafkajs } from '../../src/brokers/kafka/kafkajs/index.ts'
+import { nats } from '../../src/brokers/nats/index.ts'
+import { createTestDatabase, describeWith, services, type TestDatabase } from '../support/services.ts'
 import { CliProcess, runCommand } from './cli-process.ts'
 
 const RELAYING = { state: 'relaying' }
@@ -296,6 +298,28 @@ describeWith('postgres18', 'millrace relay, the daemon', () => {
   })
 })
 
+describe.each(['kafka', 'nats'] as const)('to %s', (name) => {
+  describeWith(['postgres18', name], 'millrace relay, with the URL of a real broker', () => {
+    test('events arrive once and in order, and the drain is clean', async () => {
+      const database = await createTestDatabase()
+      const address = services()[name] as string
+      const broker = name === 'kafka' ? kafkajs({ brokers: address.split(',') }) : nats({ servers: address.split(',') })
+      const reader = await readFrom(broker, database.name)
+      const url = `${name}://${address}`
+      const relay = new CliProcess(['relay', '--database-url', database.url, '--broker', url])
+      await relay.logged(RELAYING)
+      await append(database, database.name, 2000)
+      await reader.have(2000)
+      relay.signal('SIGTERM')
+      expect(await relay.ended).toMatchObject({ code: 0, err: '' })
+      expect(reader.payloads()).toEqual(numbers(2000))
+      await broker.admin.deleteTopic(database.name)
+      await reader.stop()
+      await database.close()
+    })
+  })
+})
+
 function start(database: TestDatabase, server: MemoryServer, ...more: readonly string[]): CliProcess {
   return new CliProcess([
     'relay',
@@ -327,6 +351,10 @@ function numbers(count: number): readonly string[] {
   return Array.from({ length: count }, (_, n) => String(n))
 }
 
+function read(host: MemoryBroker, topic: string): Promise<Reader> {
+  return readFrom(memory({ host }), topic)
+}
+
 interface Reader {
   /** Resolves when this many messages were read. */
   have(count: number): Promise<void>
@@ -337,11 +365,10 @@ interface Reader {
   stop(): Promise<void>
 }
 
-async function read(host: MemoryBroker, topic: string): Promise<Reader> {
+async function readFrom(broker: Broker, topic: string): Promise<Reader> {
   const messages: IncomingMessage[] = []
   const waiting = new Set<() => void>()
-  const broker = memory({ host })
-  await broker.admin.createTopic(topic)
+  await broker.admin.createTopic(topic, { partitions: 1 })
   const subscription = broker.subscription({
     group: `${topic}-reader`,
     onAssigned: () => undefined,
