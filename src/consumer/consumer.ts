@@ -242,6 +242,7 @@ export class GroupConsumer implements Consumer {
       if (partition.watermark.done(slot)) this.#commits.moved(partition, partition.watermark.settled - before)
     }
     this.#relieve()
+    this.#options.signals.emit('consumer.done', deliveries.length)
   }
 
   #full({ account, watermark }: PartitionState): boolean {
