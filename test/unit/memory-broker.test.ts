@@ -183,6 +183,25 @@ describe('a group', () => {
     await reader.subscription.stop()
   })
 
+  it('hands nothing of a partition over while its member settles it', async () => {
+    const host = createMemoryBroker({ partitions: 2 })
+    host.createTopic('t')
+    const publisher = await started(host)
+    const settled = Promise.withResolvers<void>()
+    const first = await member(memory({ host }), 't', 'g', () => settled.promise)
+    await first.until((told) => told.events.includes('assigned 0,1'))
+    const second = await member(memory({ host }), 't')
+    await first.until((told) => told.events.includes('revoking 1'))
+    await publisher.publish(Array.from({ length: 10 }, () => sampleMessage('t')))
+    await first.until((told) => told.received.length === 5)
+    settled.resolve()
+    await second.until((told) => told.received.length === 5)
+    expect(first.received.every((message) => message.partition === 0)).toBe(true)
+    expect(second.received.every((message) => !message.redelivered)).toBe(true)
+    await first.subscription.stop()
+    await second.subscription.stop()
+  })
+
   it('takes a partition from a member whose onRevoking outlasts the session timeout, and tells it', async () => {
     const host = createMemoryBroker({ partitions: 2 })
     host.createTopic('t')

@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import type { SubscriptionOptions } from '../../src/brokers/broker.ts'
+import type { Partition, Subscription, SubscriptionOptions } from '../../src/brokers/broker.ts'
 import type { MemoryBroker, MemoryServer } from '../../src/brokers/memory/index.ts'
 import { createMemoryBroker, memory, serveMemory } from '../../src/brokers/memory/index.ts'
 import { controlFrame, FRAME, FrameReader } from '../../src/brokers/memory/remote/frame.ts'
@@ -113,6 +113,34 @@ describe('a member over a socket', () => {
     expect(events).toEqual(['assigned', 'lost', 'assigned'])
     await subscription.stop()
     await subscription.stopped
+  })
+
+  it('that gave a partition up is told of its loss no more', async () => {
+    host.createTopic('two', 2)
+    const events: string[] = []
+    const told = (name: string) => (partitions: readonly Partition[]) => {
+      events.push(`${name} ${partitions.map((p) => p.partition).join()}`)
+    }
+    const subscribe = (): Subscription =>
+      memory({ url: server.url }).subscription({
+        ...silent(),
+        group: 'g',
+        topics: ['two'],
+        onAssigned: told('assigned'),
+        onRevoking: async (partitions) => told('revoking')(partitions),
+        onLost: told('lost'),
+      })
+    const [first, second] = [subscribe(), subscribe()]
+    await first.start()
+    await expect.poll(() => events).toEqual(['assigned 0,1'])
+    await second.start()
+    await expect.poll(() => events.length).toBe(3)
+    await server.close()
+    await expect.poll(() => events.length).toBe(5)
+    expect(events.slice(0, 3)).toEqual(['assigned 0,1', 'revoking 1', 'assigned 1'])
+    expect(events.slice(3).toSorted((a, b) => a.localeCompare(b))).toEqual(['lost 0', 'lost 1'])
+    await first.stop()
+    await second.stop()
   })
 
   it('that says nothing for its session timeout is dead to the broker, though its socket is open', async () => {
