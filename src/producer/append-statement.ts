@@ -12,12 +12,15 @@
  */
 import { qualified } from '../postgres/schemas.ts'
 import type { SchemaNames, Sql } from '../postgres/sql.ts'
+import { failedTransaction } from '../postgres/transactions/pg.ts'
 import type { EventRow } from './event-rows.ts'
 
 /** More rows a statement gain nothing. */
 const MAX_ROWS = 1_000
 /** Postgres takes 1 GB in one message; a statement stays far below, for the memory of both sides. */
 const MAX_BYTES = 8 * 1024 * 1024
+
+const IN_FAILED_TRANSACTION = '25P02'
 
 /** Writes rows into the outbox of one schema. */
 export class AppendStatement {
@@ -40,7 +43,12 @@ export class AppendStatement {
       while (to < rows.length && to - from < MAX_ROWS && (to === from || bytes < MAX_BYTES)) {
         bytes += (rows[to++] as EventRow).sizeBytes
       }
-      await transaction().query(this.#text, parameters(rows, from, to))
+      try {
+        await transaction().query(this.#text, parameters(rows, from, to))
+      } catch (error) {
+        // A driver learns that its transaction failed one packet after the error that says so.
+        throw (error as { code?: unknown }).code === IN_FAILED_TRANSACTION ? failedTransaction(error) : error
+      }
       from = to
     }
   }

@@ -34,14 +34,17 @@ export function notInTransaction(client: { getTransactionStatus?(): string | nul
         "client.query('commit').",
     )
   }
-  if (status === 'E') {
-    return new MillraceError(
-      'APPEND_NOT_IN_TRANSACTION',
-      'append was given a client whose transaction has failed: an earlier statement was refused and nothing of the ' +
-        "transaction will be kept. Handle that statement's error: await client.query('rollback') and begin again.",
-    )
-  }
-  return undefined
+  return status === 'E' ? failedTransaction() : undefined
+}
+
+/** What to say of a transaction in which a statement has failed. */
+export function failedTransaction(cause?: unknown): MillraceError {
+  return new MillraceError(
+    'APPEND_NOT_IN_TRANSACTION',
+    'append was given a client whose transaction has failed: an earlier statement was refused and nothing of the ' +
+      "transaction will be kept. Handle that statement's error: await client.query('rollback') and begin again.",
+    { cause },
+  )
 }
 
 function poolGiven(): MillraceError {
