@@ -4,7 +4,8 @@ import { expect, test } from 'vitest'
 import { newId } from '../../src/core/ids.ts'
 import { createOutbox } from '../../src/producer/index.ts'
 import { describeWith } from '../support/services.ts'
-import { byKey, effects, numbered, range, stage, writeEffect } from './consumer-stage.ts'
+import { byKey, effects, numbered, range, writeEffect } from './consumer-effect.ts'
+import { stage } from './consumer-stage.ts'
 
 describeWith('postgres18', 'the effect of a message', () => {
   test('happens once, however often and wherever the message is delivered', async () => {

@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest'
 import { describeWith } from '../support/services.ts'
-import { byKey, effects, numbered, range, stage, writeEffect } from './consumer-stage.ts'
+import { byKey, effects, numbered, range, writeEffect } from './consumer-effect.ts'
+import { stage } from './consumer-stage.ts'
 
 describeWith('postgres18', 'a handler that fails', () => {
   test('becomes a dead letter after its attempts, while its neighbours and its key go on in order', async () => {

@@ -1,9 +1,10 @@
 import { expect, test } from 'vitest'
 import { describeWith } from '../support/services.ts'
-import { effects, numbered, stage, writeEffect } from './consumer-stage.ts'
+import { effects, numbered, writeEffect } from './consumer-effect.ts'
+import { stage } from './consumer-stage.ts'
 
 /** A gate that handlers wait at. */
-function gate(): { open(): void; readonly opened: Promise<void> } {
+function gate(): { readonly open: () => void; readonly opened: Promise<void> } {
   const { promise, resolve } = Promise.withResolvers<void>()
   return { open: resolve, opened: promise }
 }

@@ -1,6 +1,7 @@
 import { onTestFinished, expect, test } from 'vitest'
 import { createTestDatabase, describeWith } from '../support/services.ts'
-import { EFFECT_TABLE, effects, numbered, stage, writeEffect } from './consumer-stage.ts'
+import { EFFECT_TABLE, effects, numbered, writeEffect } from './consumer-effect.ts'
+import { stage } from './consumer-stage.ts'
 
 describeWith('postgres18', 'a consumer whose partitions or life end', () => {
   test('revoked: what runs ends and is committed, what only waits is left to the next owner', async () => {

@@ -55,12 +55,13 @@ describe('the intake limit', () => {
       for (let step = 0; step < 2000; step++) {
         const accounts = [...held.keys()]
         const account = accounts[random.below(accounts.length)]
-        if (account === undefined || random.chance(0.02)) held.set(limit.open(), [])
-        else if (random.chance(0.02)) {
+        const move = random.below(100)
+        if (account === undefined || move < 2) held.set(limit.open(), [])
+        else if (move < 4) {
           limit.close(account)
           held.delete(account)
           limit.remove(account, 1)
-        } else if (random.chance(0.5)) {
+        } else if (move < 52) {
           const bytes = random.below(900)
           limit.add(account, bytes)
           held.get(account)?.push(bytes)
