@@ -20,7 +20,7 @@ export interface Checkpoint {
   readonly open?: { readonly delta: Delta; readonly after: bigint }
 }
 
-/** Rows in a bucket before the log moves to the other one. */
+/** Rows in a bucket before the log moves to the other one: some megabytes. */
 const ROWS_PER_BUCKET = 10_000
 
 // One scan of checkpoint_n downwards, stopped by the limit.
@@ -55,12 +55,14 @@ interface CheckpointRow {
 /** The log, as one owner of the shards writes it over one connection. */
 export class CheckpointLog {
   readonly #fence: Fence
+  readonly #rowsPerBucket: number
   readonly #schema: string
   readonly #sql: Sql
   #bucket = 0
   #rows = 0
 
-  constructor(sql: Sql, schema: string, fence: Fence) {
+  constructor(sql: Sql, schema: string, fence: Fence, rowsPerBucket: number = ROWS_PER_BUCKET) {
+    this.#rowsPerBucket = rowsPerBucket
     this.#sql = sql
     this.#schema = quoteIdentifier(schema)
     this.#fence = fence
@@ -74,7 +76,7 @@ export class CheckpointLog {
     if (!row.certified) throw uncertified(this.#schema)
     this.#bucket = row.bucket
     // How full the bucket is does not matter much; assume half.
-    this.#rows = ROWS_PER_BUCKET / 2
+    this.#rows = this.#rowsPerBucket / 2
     const base: Anchor = { snapshot: Snapshot.parse(row.base), floor: BigInt(row.base_floor) }
     if (row.target === null) return { base }
     const target: Anchor = { snapshot: Snapshot.parse(row.target), floor: BigInt(row.target_floor as string) }
@@ -87,7 +89,7 @@ export class CheckpointLog {
    * owner. When it rejects for another reason the outcome is unknown: load again over a new connection.
    */
   async write(checkpoint: Checkpoint): Promise<void> {
-    if (this.#rows >= ROWS_PER_BUCKET) await this.#switchBucket()
+    if (this.#rows >= this.#rowsPerBucket) await this.#switchBucket()
     const { base, open } = checkpoint
     const { rowCount } = await this.#sql.query(writeSql(this.#schema), [
       this.#fence.token,

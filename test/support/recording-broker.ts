@@ -12,14 +12,14 @@ export interface RecordingBroker extends Broker {
   answer: (batch: readonly OutgoingMessage[]) => readonly Unresolved[] | Promise<readonly Unresolved[]>
   /** Keep only ids and keys: for many or large messages. */
   onStored: ((message: OutgoingMessage) => void) | undefined
-  /** Resolves when so many are stored. */
+  /** Resolves when so many different events are stored. */
   until(count: number): Promise<void>
 }
 
 export function recordingBroker(): RecordingBroker {
   const stored: OutgoingMessage[] = []
   const waiting = new Set<{ count: number; resolve: () => void }>()
-  let total = 0
+  const ids = new Set<string>()
   const notSupported = (): never => {
     throw new Error('the recording broker only publishes')
   }
@@ -31,7 +31,7 @@ export function recordingBroker(): RecordingBroker {
     onStored: undefined,
     until: (count) =>
       new Promise((resolve) => {
-        if (total >= count) resolve()
+        if (ids.size >= count) resolve()
         else waiting.add({ count, resolve })
       }),
     publisher: (): Publisher => ({
@@ -42,12 +42,12 @@ export function recordingBroker(): RecordingBroker {
         const missing = new Set(unresolved.filter((one) => one.outcome !== 'unknown').map((one) => one.index))
         for (const [index, message] of batch.entries()) {
           if (missing.has(index)) continue
-          total++
+          ids.add(message.id)
           if (broker.onStored === undefined) stored.push(message)
           else broker.onStored(message)
         }
         for (const one of waiting) {
-          if (total < one.count) continue
+          if (ids.size < one.count) continue
           waiting.delete(one)
           one.resolve()
         }

@@ -1,0 +1,152 @@
+/** One relay at a time, and what a relay that lost its place cannot do any more. */
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import { systemClock } from '../../src/core/clock.ts'
+import { Signals } from '../../src/core/signals.ts'
+import { CheckpointLog } from '../../src/outbox-relay/checkpoint-log.ts'
+import { Snapshot } from '../../src/outbox-relay/capture/polling/snapshot.ts'
+import { Lease } from '../../src/outbox-relay/lease.ts'
+import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
+import { appendSql, read } from '../support/outbox-writer.ts'
+import { trackLifecycle } from '../support/leaks.ts'
+import { recordingBroker } from '../support/recording-broker.ts'
+import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
+
+for (const version of [18, 15] as const) {
+  describeWith(`postgres${version}`, `the lease on PostgreSQL ${version}`, () => {
+    let database: TestDatabase
+    beforeEach(async () => void (database = await createTestDatabase({ version })))
+    afterEach(() => database.close())
+
+    const relayOf = (options: Partial<RelayOptions> = {}): Relay =>
+      trackLifecycle('relay', createRelay({ broker: recordingBroker(), postgres: database.pool, ...options }))
+    const acquire = (holder: string, ttlMs = 60_000): Promise<Lease | undefined> =>
+      Lease.acquire(database.pool, { clock: systemClock, holder, schema: 'outbox', ttlMs })
+    const checkpoint = { base: { snapshot: Snapshot.NOTHING, floor: 0n } }
+
+    test('of two relays one works and the other stands by, and takes over when the first stops', async () => {
+      const broker = recordingBroker()
+      const first = relayOf({ broker })
+      const second = relayOf({ broker })
+      await first.start()
+      await second.start()
+      expect([first.stats().state, second.stats().state]).toEqual(['relaying', 'standby'])
+      await appendSql(database.pool, 'k', 1)
+      await broker.until(1)
+      await first.stop()
+      await appendSql(database.pool, 'k', 2)
+      await broker.until(2)
+      expect(second.stats()).toMatchObject({ state: 'relaying', epoch: '2' })
+      await second.stop()
+      expect(broker.stored.map((message) => read(message.payload).n)).toEqual([1, 2])
+      expect(second.stats().published).toBe(1)
+    })
+
+    test('twenty contenders at once: exactly one takes the lease', async () => {
+      const leases = await Promise.all(Array.from({ length: 20 }, (_, i) => acquire(`relay ${i}`)))
+      expect(leases.filter((lease) => lease !== undefined)).toHaveLength(1)
+    })
+
+    test('a lease whose owner is connected is taken only after it has expired', async () => {
+      const owner = await database.pool.connect()
+      const options = { clock: systemClock, holder: 'owner', schema: 'outbox', ttlMs: 400 }
+      const lease = await Lease.acquire(owner, options)
+      expect(lease).toBeDefined()
+      const begun = performance.now()
+      let next: Lease | undefined
+      while ((next = await acquire('contender')) === undefined) await database.pool.query('select pg_sleep(0.02)')
+      expect(performance.now() - begun).toBeGreaterThan(350)
+      expect(BigInt(next.epoch)).toBe(BigInt(lease?.epoch ?? 0) + 1n)
+      expect(() => lease?.assertHeld()).toThrow(/expired/)
+      await expect(lease?.renew(owner)).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      owner.release()
+    })
+
+    test('a lease whose owner has lost its connection is taken at once', async () => {
+      const owner = await database.pool.connect()
+      await Lease.acquire(owner, { clock: systemClock, holder: 'owner', schema: 'outbox', ttlMs: 3_600_000 })
+      owner.release(true)
+      const begun = performance.now()
+      while ((await acquire('contender')) === undefined) await database.pool.query('select pg_sleep(0.01)')
+      expect(performance.now() - begun).toBeLessThan(5000)
+    })
+
+    test('an owner that was replaced writes no checkpoint, even one that began before (trap 6)', async () => {
+      const owner = await database.pool.connect()
+      const lease = await Lease.acquire(owner, { clock: systemClock, holder: 'old', schema: 'outbox', ttlMs: 1 })
+      const old = new CheckpointLog(owner, 'outbox', (lease as Lease).fence)
+      await old.write(checkpoint)
+      await database.pool.query('select pg_sleep(0.01)')
+      const next = (await acquire('new')) as Lease
+      expect(next).toBeDefined()
+      await expect(old.write(checkpoint)).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      await new CheckpointLog(database.pool, 'outbox', next.fence).write(checkpoint)
+      const { rows } = await database.pool.query('select epoch::int from outbox.checkpoint order by n')
+      expect(rows.map((row) => row.epoch)).toEqual([1, 2])
+      owner.release()
+    })
+
+    test('a relay whose lease is taken away stops writing, and stands by', async () => {
+      const broker = recordingBroker()
+      const signals = new Signals()
+      const errors: Error[] = []
+      const relay = relayOf({ broker, signals, onError: (error) => errors.push(error) })
+      await relay.start()
+      await database.pool.query(
+        `update outbox.lease set epoch = epoch + 1, token = gen_random_uuid(), expires_at = now() + interval '1 hour',
+           backend_pid = (select pid from pg_stat_activity where pid = pg_backend_pid()), backend_start = null`,
+      )
+      await appendSql(database.pool, 'k', 1)
+      while (relay.stats().state !== 'standby') await database.pool.query('select pg_sleep(0.02)')
+      expect(errors.map((error) => (error as { code?: string }).code)).toContain('LEASE_LOST')
+      expect(broker.stored).toEqual([])
+      await relay.stop()
+    })
+
+    test('a checkpoint that another cluster wrote is refused, with the way out, and the way out works', async () => {
+      const broker = recordingBroker()
+      const first = relayOf({ broker })
+      await first.start()
+      await appendSql(database.pool, 'k', 1)
+      await broker.until(1)
+      await first.stop()
+      // What dump and restore, or a logical copy, does to the row: another transaction writes it.
+      await database.pool.query(`create table copied as table outbox.checkpoint`)
+      await database.pool.query(`truncate outbox.checkpoint`)
+      await database.pool.query(`insert into outbox.checkpoint overriding system value select * from copied`)
+      const refused = relayOf({ broker })
+      const error = await refused.start().catch((caught: unknown) => caught as Error)
+      expect(error).toMatchObject({ code: 'CHECKPOINT_UNCERTIFIED' })
+      const way = /(truncate .*; update .*;)/.exec((error as Error).message)?.[1]
+      await database.pool.query(`begin; ${way} commit`)
+      const again = relayOf({ broker })
+      await again.start()
+      while (broker.stored.length < 2) await database.pool.query('select pg_sleep(0.02)')
+      expect(broker.stored.map((message) => read(message.payload).n)).toEqual([1, 1])
+      await again.stop()
+    })
+
+    test('a sequence that hands out blocks is refused, with the statement that mends it (trap 36)', async () => {
+      await database.pool.query('alter sequence outbox.record_seq_seq cache 10')
+      const relay = relayOf()
+      const error = await relay.start().catch((caught: unknown) => caught as Error)
+      expect(error).toMatchObject({ code: 'SEQUENCE_CACHED' })
+      await database.pool.query(/run: (.*)$/.exec((error as Error).message)?.[1] ?? '')
+      const mended = relayOf()
+      await mended.start()
+      await mended.stop()
+    })
+
+    test('the checkpoint log goes from bucket to bucket, keeps the newest row and bounds what it stores', async () => {
+      const lease = (await acquire('owner')) as Lease
+      const log = new CheckpointLog(database.pool, 'outbox', lease.fence, 100)
+      for (let n = 1; n <= 250; n++) await log.write({ base: { snapshot: Snapshot.NOTHING, floor: BigInt(n) } })
+      const { rows } = await database.pool.query(
+        'select count(*)::int as n, count(distinct bucket)::int as buckets from outbox.checkpoint',
+      )
+      expect(rows[0].n).toBeLessThanOrEqual(200)
+      expect(rows[0].buckets).toBe(2)
+      const loaded = await new CheckpointLog(database.pool, 'outbox', lease.fence).load()
+      expect(loaded.base.floor).toBe(250n)
+    })
+  })
+}
