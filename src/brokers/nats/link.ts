@@ -108,6 +108,8 @@ export class Link {
     this.#closing = true
     const late = (): Error => new Error('timeout')
     if (this.#up) await withDeadline(this.#clock, this.nc.flush(), CLOSE_TIMEOUT_MS, late).catch(() => {})
+    this.#up = false
+    this.#events.onDown()
     await withDeadline(this.#clock, this.nc.close(), CLOSE_TIMEOUT_MS, late).catch(() => {})
   }
 

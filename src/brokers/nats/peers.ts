@@ -14,14 +14,18 @@ export function loadPeers(): Promise<NatsPeers> {
     ([transport, jetstream]) => ({ jetstream, transport }),
     (cause: unknown) => {
       loading = undefined
-      throw missingPeer(cause)
+      throw isMissing(cause) ? missingPeer(cause) : cause
     },
   )
   return loading
 }
 
-/** The error for a peer that could not be loaded. */
-export function missingPeer(cause: unknown): MillraceError {
+/** A peer that is there and broken is another matter. */
+function isMissing(cause: unknown): boolean {
+  return (cause as { readonly code?: unknown } | null)?.code === 'ERR_MODULE_NOT_FOUND'
+}
+
+function missingPeer(cause: unknown): MillraceError {
   return new MillraceError(
     'PEER_MISSING',
     'millrace/nats needs its two peers: npm i @nats-io/transport-node @nats-io/jetstream',

@@ -1,20 +1,21 @@
 import type { JetStreamFault } from './error-class.ts'
 
-const STORED = Buffer.from('{"stream":')
+const STORED = Buffer.from('{"stream":"')
+const SEQ = Buffer.from('"seq":')
 const ERROR = Buffer.from('"error"')
 
 /**
  * Reads the answer to a publish: `stored`, the server's fault, or `undefined` for what is no answer of JetStream (a
  * plain subscriber of the subject replied).
  *
- * The answer to a stored message is looked at and not parsed: it begins with its stream and has no `"error"`. A
+ * The answer to a stored message is looked at and not parsed: it begins with its stream, has a `"seq"` and no
+ * `"error"`. A
  * duplicate says `"duplicate": true` and is stored, too. All else is parsed.
  */
 export function readPubAck(data: Uint8Array): 'stored' | JetStreamFault | undefined {
   const bytes = Buffer.from(data.buffer, data.byteOffset, data.length)
-  if (bytes.length > STORED.length && bytes.subarray(0, STORED.length).equals(STORED) && !bytes.includes(ERROR)) {
-    return 'stored'
-  }
+  const begins = bytes.subarray(0, STORED.length).equals(STORED)
+  if (begins && bytes.includes(SEQ, STORED.length) && !bytes.includes(ERROR)) return 'stored'
   let answer: unknown
   try {
     answer = JSON.parse(bytes.toString())

@@ -107,7 +107,8 @@ export class PullRequests {
   }
 
   #publish(token: string, request: object): void {
-    this.#options.nc.publish(this.#subject, JSON.stringify(request), { reply: `${this.#options.inbox}.${token}` })
+    const { inbox, nc } = this.#options
+    if (!nc.isClosed()) nc.publish(this.#subject, JSON.stringify(request), { reply: `${inbox}.${token}` })
   }
 }
 

@@ -13,7 +13,7 @@
  *               last member, or those that were on a connection that broke. What arrives is held back until the
  *               server's count of unacknowledged messages equals ours; then all of it is handed over, by stream order.
  * - `active`    every message goes to the owner as it arrives.
- * - `stopped`   the end.
+ * - `leaving`   what is out is given back; then `stopped`.
  *
  *   down → standby         the connection is there (again)
  *   standby → settling     nobody is pinned and nobody waits, or the pin is ours; or a message came, with the pin
@@ -37,7 +37,7 @@ import { PRIORITY_GROUP, pinnedClient } from './durable.ts'
 import { Outstanding } from './outstanding.ts'
 import { PullRequests, WRONG_PIN } from './pull-requests.ts'
 
-type State = 'active' | 'down' | 'settling' | 'standby' | 'stopped'
+type State = 'active' | 'down' | 'leaving' | 'settling' | 'standby' | 'stopped'
 
 /** What a reader needs. */
 export interface TopicReaderOptions {
@@ -133,7 +133,7 @@ export class TopicReader {
 
   /** The connection went: the server will deliver elsewhere whatever is out. */
   down(): void {
-    if (this.#state === 'stopped' || this.#state === 'down') return
+    if (!this.#isThere()) return
     this.#giveUp()
     this.#become('down')
   }
@@ -152,7 +152,7 @@ export class TopicReader {
     const last = done.pop()
     if (last === undefined) return
     const { nc } = this.#options
-    for (const { ackSubject } of done) nc.publish(ackSubject, EMPTY)
+    for (const { ackSubject } of done) this.#say(ackSubject, EMPTY)
     // Acknowledgements of one consumer are processed in order: when the last is answered, all are done.
     try {
       await nc.request(last.ackSubject, EMPTY, { timeout: ACK_TIMEOUT_MS })
@@ -163,32 +163,36 @@ export class TopicReader {
     this.#ask()
   }
 
-  /** Gives back what is out, so that the next member has it at once. */
+  /** Gives back what is out, also what arrives while leaving, so that the next member has it at once. */
   async stop(): Promise<void> {
-    if (this.#state === 'stopped') return
-    const wasDown = this.#state === 'down'
-    this.#become('stopped')
+    if (this.#state === 'stopped' || this.#state === 'leaving') return
+    const reachable = this.#state !== 'down' && !this.#options.nc.isClosed()
     this.#tick?.clear()
-    // First of all, so that what is given back does not come here again.
-    this.#sub?.unsubscribe()
-    const pinned = this.#pin !== ''
     this.#owned = false
     this.#toNak.push(...this.#outstanding.ackSubjects())
     this.#outstanding.clear()
     this.#held = []
-    if (wasDown || this.#options.nc.isClosed()) return
-    this.#nakAll()
-    if (!pinned) return
+    this.#become('leaving')
+    if (reachable) {
+      // The pin first: without it the server delivers no more, and what it delivered before still arrives here.
+      if (this.#pin !== '') await this.#bounded(this.#unpin())
+      await this.#bounded(this.#sub?.drain())
+      this.#nakAll()
+    }
+    this.#become('stopped')
+    this.#sub?.unsubscribe()
+  }
+
+  async #unpin(): Promise<void> {
     const { durable, manager } = this.#options
+    await manager.consumers.unpin(durable.stream, durable.name, PRIORITY_GROUP)
+  }
+
+  /** Waits while leaving, but not for long: the server's time-outs do the same, later. */
+  async #bounded(work: Promise<void> | undefined): Promise<void> {
+    if (work === undefined) return
     const late = (): Error => new Error('timeout')
-    await withDeadline(
-      this.#options.clock,
-      manager.consumers.unpin(durable.stream, durable.name, PRIORITY_GROUP),
-      STOP_TIMEOUT_MS,
-      late,
-    ).catch(() => {
-      // The pin times out by itself; this only makes it quick.
-    })
+    await withDeadline(this.#options.clock, work, STOP_TIMEOUT_MS, late).catch(() => {})
   }
 
   #become(state: State): void {
@@ -200,7 +204,11 @@ export class TopicReader {
   }
 
   #onArrival(message: Msg): void {
-    if (this.#state === 'stopped' || this.#state === 'down') return
+    if (this.#state === 'leaving') {
+      const given = readDelivery(message)
+      if (given !== undefined) this.#toNak.push(given.ackSubject)
+    }
+    if (!this.#isThere()) return
     this.#lastHeard = this.#options.clock.monotonic()
     if (message.subject.startsWith(this.#options.inbox)) {
       this.#onStatus(message)
@@ -386,24 +394,24 @@ export class TopicReader {
   #nakAll(): void {
     const subjects = this.#toNak
     this.#toNak = []
-    for (const subject of subjects) this.#options.nc.publish(subject, NAK)
+    for (const subject of subjects) this.#say(subject, NAK)
   }
 
   #scheduleTick(): void {
     this.#tick = this.#options.clock.setTimer(() => {
       this.#onTick()
-      if (this.#state !== 'stopped') this.#scheduleTick()
+      if (this.#state !== 'leaving' && this.#state !== 'stopped') this.#scheduleTick()
     }, this.#tickMs)
   }
 
   #onTick(): void {
     if (!this.#isThere()) return
     const now = this.#options.clock.monotonic()
-    const { nc, sessionTimeoutMs } = this.#options
+    const { sessionTimeoutMs } = this.#options
     if (this.#outstanding.size > 0 && now - this.#lastWorking >= sessionTimeoutMs / 3 - this.#tickMs) {
       // However long a handler takes, its message is not delivered again.
       this.#lastWorking = now
-      for (const subject of this.#outstanding.subjects()) nc.publish(subject, WORKING)
+      for (const subject of this.#outstanding.subjects()) this.#say(subject, WORKING)
     }
     if (this.#pulls.credit > 0 && now - this.#lastHeard > this.#pulls.heartbeatMs * 3) this.#pulls.reset()
     if (this.#pin !== '' && now - this.#lastAsked >= sessionTimeoutMs / 4 - this.#tickMs) {
@@ -425,8 +433,13 @@ export class TopicReader {
     else if (this.#pin === '' && now - this.#lastAsked >= this.#pulls.expiresMs / 2) this.#pull(1)
   }
 
+  /** Answers the server. On a connection that is closed nobody listens, and `down` is on its way. */
+  #say(subject: string, answer: Uint8Array): void {
+    if (!this.#options.nc.isClosed()) this.#options.nc.publish(subject, answer)
+  }
+
   #isThere(): boolean {
-    return this.#state !== 'stopped' && this.#state !== 'down'
+    return this.#state === 'active' || this.#state === 'settling' || this.#state === 'standby'
   }
 
   #notOurs(): MillraceError {
