@@ -11,6 +11,7 @@ import { requireSchema } from '../postgres/migrator.ts'
 import { resolveSchemas } from '../postgres/schemas.ts'
 import type { PgPool, SchemaNames } from '../postgres/sql.ts'
 import { type TermOptions, runTerm } from './term.ts'
+import { tracedPublisher } from './traced-publisher.ts'
 
 /** How a relay is made. Only `broker` and `postgres` are required. */
 export interface RelayOptions {
@@ -142,7 +143,8 @@ class PollingRelay implements Relay {
     this.#clock = options.clock ?? systemClock
     this.#logger = options.logger ?? silentLogger
     this.#schemas = resolveSchemas(options.schemas)
-    this.#publisher = options.broker.publisher({ timeoutMs: options.publishTimeoutMs ?? DEFAULTS.publishTimeoutMs })
+    const publisher = options.broker.publisher({ timeoutMs: options.publishTimeoutMs ?? DEFAULTS.publishTimeoutMs })
+    this.#publisher = tracedPublisher(publisher, options.broker.system)
     this.stopped = new Promise((resolve, reject) => {
       this.#resolveStopped = resolve
       this.#rejectStopped = reject

@@ -20,7 +20,8 @@ export const drizzleTransaction: TransactionAdapter = {
     return new MillraceError(
       'APPEND_POOL_GIVEN',
       'append was given the database object of drizzle, which runs each statement outside of your transaction. ' +
-        'Give it the tx: await db.transaction(async (tx) => { …; await outbox.append(tx, event) }).',
+        'Give it the tx: await db.transaction(async (tx) => { …; await outbox.append(tx, event) }). ' +
+        'Where the database object was made of a client in a transaction, give it that client.',
     )
   },
 }
