@@ -1,5 +1,5 @@
 /** Reads the package's own source as text: enough of a parser for imports and identifiers, no compiler needed. */
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 
 /** The root of the repository. */
@@ -25,7 +25,8 @@ export interface SourceFile {
 
 /** All TypeScript files below these folders of the root. */
 export function readSources(...folders: readonly string[]): readonly SourceFile[] {
-  return folders.flatMap((folder) =>
+  const there = folders.filter((folder) => existsSync(path.join(ROOT, folder)))
+  return there.flatMap((folder) =>
     readdirSync(path.join(ROOT, folder), { recursive: true, encoding: 'utf8' })
       .filter((file) => file.endsWith('.ts'))
       .toSorted()
