@@ -107,6 +107,20 @@ describe('duplicating', () => {
     await reader.stop()
   })
 
+  it('a second delivery that is on its way waits too when its partition is paused meanwhile', async () => {
+    const { broker, join } = await setUp(5, { every: 5, afterMs: 40 }, ['k'])
+    const reader = await join()
+    await reader.count(5)
+    reader.pause([...reader.owned.values()])
+    // Nothing announces what does not come.
+    await new Promise((resolve) => setTimeout(resolve, 120))
+    expect(broker.duplicates).toBe(0)
+    reader.resume([...reader.owned.values()])
+    await reader.count(6)
+    expect(broker.duplicates).toBe(1)
+    await reader.stop()
+  })
+
   it('a paused partition gets no second delivery either, until it is resumed', async () => {
     const { broker, join } = await setUp(5, { every: 5, afterMs: 10 }, ['k'])
     const reader = await join({ onMessages: (partition, _, self) => self.pause([partition]) })

@@ -16,7 +16,13 @@ interface Told {
 }
 
 /** A started member that says what it is told, and resolves `until` predicates after each callback. */
-async function member(broker: Broker, topic: string, group = 'g', onRevoking?: () => Promise<void>) {
+async function member(
+  broker: Broker,
+  topic: string,
+  group = 'g',
+  onRevoking?: () => Promise<void>,
+  startFrom: 'earliest' | 'latest' = 'earliest',
+) {
   const told: Told = { received: [], events: [] }
   const waiters = new Set<() => void>()
   const tell = (event: string): void => {
@@ -28,6 +34,7 @@ async function member(broker: Broker, topic: string, group = 'g', onRevoking?: (
     group,
     topics: [topic],
     sessionTimeoutMs: 100,
+    startFrom,
     onMessages: (_, messages) => {
       told.received.push(...messages)
       tell('messages')
@@ -200,6 +207,16 @@ describe('a group', () => {
     expect(second.received.every((message) => !message.redelivered)).toBe(true)
     await first.subscription.stop()
     await second.subscription.stop()
+  })
+
+  it('that starts from the latest misses nothing of a topic that is made after it joined', async () => {
+    const host = createMemoryBroker({ partitions: 1 })
+    const reader = await member(memory({ host }), 'later', 'g', undefined, 'latest')
+    const publisher = await started(host)
+    host.createTopic('later')
+    await publisher.publish([sampleMessage('later')])
+    await reader.until((told) => told.received.length === 1)
+    await reader.subscription.stop()
   })
 
   it('takes a partition from a member whose onRevoking outlasts the session timeout, and tells it', async () => {
