@@ -73,6 +73,18 @@ describe('a publisher over a socket', () => {
     await publisher.close()
   })
 
+  it.each([
+    ['small', 'm'],
+    ['whose topic has a long name', 'm'.repeat(5000)],
+  ])('is told of each of ten thousand messages %s that were refused', async (_, missing) => {
+    const publisher = memory({ url: server.url }).publisher()
+    await publisher.start()
+    const unresolved = await publisher.publish(Array.from({ length: 10_000 }, () => sampleMessage(missing)))
+    expect(unresolved).toHaveLength(10_000)
+    expect(unresolved.every((entry, index) => entry.index === index && entry.class === 'poison')).toBe(true)
+    await publisher.close()
+  })
+
   it('rejects start, and says what to do, when nobody serves there', async () => {
     await server.close()
     await expect(memory({ url: server.url }).publisher().start()).rejects.toMatchObject({

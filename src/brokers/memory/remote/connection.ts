@@ -137,10 +137,10 @@ function lost(cause: Error): MillraceError {
   })
 }
 
-/** An error as it travels. */
+/** An error as it travels: its text is cut, since an answer carries one for each message. */
 export function writeError(error: unknown): { code: string; message: string } {
-  if (error instanceof MillraceError) return { code: error.code, message: error.message }
-  return { code: 'PUBLISH_REFUSED', message: error instanceof Error ? error.message : 'an unknown error' }
+  const code = error instanceof MillraceError ? error.code : 'PUBLISH_REFUSED'
+  return { code, message: (error instanceof Error ? error.message : 'an unknown error').slice(0, 400) }
 }
 
 /** An error that travelled. */

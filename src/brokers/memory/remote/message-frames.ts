@@ -3,8 +3,9 @@ import type { IncomingMessage, Partition } from '../../broker.ts'
 import { ByteReader, ByteWriter } from './bytes.ts'
 import { FRAME, protocolError } from './frame.ts'
 
-/** A batch is cut into frames of about this size. */
+/** A batch is cut into frames of about this size, and of no more messages than an answer about each has room for. */
 const PUBLISH_BYTES = 1024 * 1024
+const PUBLISH_MESSAGES = 1000
 
 /** A message on its way to `onMessages`, with the number of the assignment it belongs to. */
 export interface HandOver {
@@ -26,7 +27,8 @@ export function publishFrame(
   let next = first
   while (next < batch.length) {
     const message = batch[next] as OutgoingMessage
-    if (next > first && writer.length + message.payload.length > PUBLISH_BYTES) break
+    if (next > first && (next - first === PUBLISH_MESSAGES || writer.length + message.payload.length > PUBLISH_BYTES))
+      break
     writeMessage(message)
     writer.text(message.seq)
     next++
