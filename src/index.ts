@@ -34,6 +34,8 @@ export type {
   SchemaNames,
   Sql,
   SqlResult,
+  SqlTransaction,
+  Transaction,
 } from './postgres/index.ts'
 export { createOutbox } from './producer/index.ts'
 export type {
