@@ -64,6 +64,12 @@ export class CliProcess {
     }
   }
 
+  /** Goes away as a reader of its output: what it writes from now on fails. */
+  closeOutput(): void {
+    this.#child.stdout?.destroy()
+    this.#child.stderr?.destroy()
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.#child.kill(signal)
   }

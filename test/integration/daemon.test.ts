@@ -92,6 +92,24 @@ describeWith('postgres18', 'millrace relay, the daemon', () => {
       await database.close()
     })
 
+    test('goes on when whoever read its log is gone', async () => {
+      const database = await createTestDatabase()
+      const reader = await read(host, database.name)
+      const relay = start(database, server, '--log-level', 'debug')
+      await relay.logged(RELAYING)
+      relay.closeOutput()
+      await database.pool.query(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'millrace-relay%' and datname = $1",
+        [database.name],
+      )
+      await append(database, database.name, 10)
+      await reader.haveIds(10)
+      relay.signal('SIGTERM')
+      expect((await relay.ended).code).toBe(0)
+      await reader.stop()
+      await database.close()
+    })
+
     test('a lost database connection is survived, and nothing is lost by it', async () => {
       const database = await createTestDatabase()
       const reader = await read(host, database.name)
@@ -160,7 +178,7 @@ describeWith('postgres18', 'millrace relay, the daemon', () => {
   })
 
   describe('the drain', () => {
-    test('waits for what is in flight, and moves the checkpoint past it', async () => {
+    test('waits for what is in flight, moves the checkpoint past it, and gives the lease back', async () => {
       const own = await ownBroker()
       const database = await createTestDatabase()
       const reader = await read(own.host, database.name)
@@ -169,8 +187,10 @@ describeWith('postgres18', 'millrace relay, the daemon', () => {
       own.host.faults.next({ delayMs: 1500 })
       await append(database, database.name, 10)
       await until(() => own.host.faults.pending === 0)
+      expect(await leases(database)).toBeGreaterThan(0)
       relay.signal('SIGTERM')
       expect((await relay.ended).code).toBe(0)
+      expect(await leases(database)).toBe(0)
       await reader.have(10)
 
       const next = start(database, own.server)
@@ -345,6 +365,12 @@ async function append(database: TestDatabase, topic: string, count: number): Pro
        from (select n from generate_series(0, $2::int - 1) n order by n) numbers`,
     [topic, count],
   )
+}
+
+/** How many shards somebody owns. */
+async function leases(database: TestDatabase): Promise<number> {
+  const { rows } = await database.pool.query('select count(holder)::int as held from outbox.lease')
+  return (rows[0] as { held: number }).held
 }
 
 function numbers(count: number): readonly string[] {
