@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto'
+import { once } from 'node:events'
+import { createServer, createConnection, type AddressInfo, type Socket } from 'node:net'
 import { jetstreamManager, type JetStreamManager } from '@nats-io/jetstream'
 import { connect, type NatsConnection } from '@nats-io/transport-node'
 import { expect, onTestFinished } from 'vitest'
@@ -113,5 +115,54 @@ export function expectInOrder(messages: readonly { key: string | null; text: str
     const wrong = ofKey.findIndex(({ text }, index) => text !== String(index))
     if (wrong >= 0) expect.unreachable(`${key}: ${ofKey[wrong]?.text} at ${wrong}`)
     expect(ofKey).toHaveLength(perKey)
+  }
+}
+
+/** What stands between a client and a server. */
+export interface Proxy {
+  readonly address: string
+  /** Breaks every connection, with what is on its way. New ones may come. */
+  cut(): void
+  /** Keeps back what the server says, until `release`. What clients say goes on. */
+  hold(): void
+  release(): void
+}
+
+export async function proxyTo(target: string): Promise<Proxy> {
+  const { hostname, port } = new URL(target.includes('://') ? target : `nats://${target}`)
+  const pairs = new Set<{ readonly far: Socket; readonly near: Socket }>()
+  const proxy = createServer((near) => {
+    const far = createConnection(Number(port), hostname)
+    const pair = { far, near }
+    pairs.add(pair)
+    for (const socket of [near, far]) {
+      socket.on('error', () => {})
+      socket.on('close', () => {
+        pairs.delete(pair)
+        near.destroy()
+        far.destroy()
+      })
+    }
+    near.pipe(far)
+    far.pipe(near)
+  })
+  proxy.listen(0, '127.0.0.1')
+  await once(proxy, 'listening')
+  const cut = (): void => {
+    for (const { near } of pairs) near.destroy()
+  }
+  onTestFinished(() => {
+    cut()
+    proxy.close()
+  })
+  return {
+    address: `127.0.0.1:${(proxy.address() as AddressInfo).port}`,
+    cut,
+    hold: () => {
+      for (const { far, near } of pairs) far.unpipe(near).pause()
+    },
+    release: () => {
+      for (const { far, near } of pairs) far.pipe(near)
+    },
   }
 }
