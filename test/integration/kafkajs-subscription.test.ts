@@ -155,6 +155,43 @@ describeWith('kafka', 'a kafkajs member of a group', () => {
     expect(next.received[0]?.position).toBe(500n)
   })
 
+  test('a commit of an earlier position takes nothing back', async () => {
+    const topic = await topicOf(1)
+    const group = `group-${randomUUID()}`
+    const member = await join(topic, { group })
+    expect(await publisher.publish(page(topic, 5))).toEqual([])
+    await member.until(() => member.received.length === 5)
+    await member.subscription.commit([{ partition: 0, position: 3n, topic }])
+    await member.subscription.commit([{ partition: 0, position: 1n, topic }])
+    await member.subscription.stop()
+    const next = await join(topic, { group })
+    await next.until(() => next.received.length > 0)
+    expect(next.received[0]?.position).toBe(4n)
+  })
+
+  test('a partition that is paused while its messages wait behind another hand-over gets them after resume', async () => {
+    const topic = await topicOf(2)
+    expect(await publisher.publish(page(topic, 200))).toEqual([])
+    const member = new Member(broker, topic)
+    members.push(member)
+    let other: Partition | undefined
+    member.handle = ({ partition }) => {
+      if (other !== undefined) return
+      other = { topic, partition: 1 - partition }
+      member.subscription.pause([other])
+    }
+    await member.subscription.start()
+    await member.until(() => other !== undefined)
+    const held = other as Partition
+    const ofHeld = (): number => member.received.filter((one) => one.partition === held.partition).length
+    // Several turns of the fetch loop.
+    await delay(systemClock, 500)
+    expect(ofHeld()).toBe(0)
+    member.subscription.resume([held])
+    await member.until(() => member.received.length === 200)
+    expect(new Set(member.received.map((one) => one.id)).size).toBe(200)
+  })
+
   test('a commit of what was not handed over, or of a partition nobody gave us, is refused', async () => {
     const topic = await topicOf(1)
     const member = await join(topic)

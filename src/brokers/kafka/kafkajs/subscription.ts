@@ -128,6 +128,10 @@ export class KafkajsSubscription implements Subscription {
   async #open(): Promise<void> {
     const { group, sessionTimeoutMs = SESSION_TIMEOUT_MS, startFrom, topics } = this.#options
     const connections = await this.#connector.open({ requestTimeoutMs: REQUEST_TIMEOUT_MS, retry: RETRY })
+    if (this.#stopping.signal.aborted) {
+      this.#connector.release(connections)
+      throw stopped()
+    }
     const consumer = connections.kafka.consumer({
       allowAutoTopicCreation: false,
       groupId: group,
@@ -271,8 +275,9 @@ export class KafkajsSubscription implements Subscription {
     // Commits that were asked for before are still answered.
     await withDeadline(systemClock, this.#commits, STOP_MS, stopped).catch(() => {})
     this.#stopping.abort()
-    await this.#starting?.catch(() => {})
-    await this.#reopening
+    const opening = Promise.allSettled([this.#starting, this.#reopening])
+    // What is not ready by then loses its connections.
+    await withDeadline(systemClock, opening, STOP_MS, stopped).catch(() => {})
     await this.#close()
     this.#owned.assign({})
     this.#resolveStopped()
