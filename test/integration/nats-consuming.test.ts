@@ -181,6 +181,21 @@ describeWith('nats', 'reading from JetStream', () => {
     expect(member.textsOf('k')).toEqual(['5', '6', '7', '8', '9'])
   })
 
+  test('a durable consumer that somebody deletes is made again, and the group begins anew', async () => {
+    const stage = onServer()
+    const publisher = await stage.publisher()
+    const member = stage.member(1000)
+    await member.start()
+    await publisher.publish(keyedMessages(stage.topic, ['k'], 5))
+    await member.count(5)
+    const { manager } = await stage.plain()
+    await manager.consumers.delete(stage.topic, durableName(stage.group, stage.topic))
+    await member.count(10)
+    expect(member.textsOf('k')).toEqual(['0', '1', '2', '3', '4', '0', '1', '2', '3', '4'])
+    expect([member.lost.length, member.assigned.length]).toEqual([1, 2])
+    await commitAll(stage, member)
+  })
+
   test('a topic without a stream is refused at the start, with the command that makes it', async () => {
     const stage = onServer()
     await expect(stage.member(6000).start()).rejects.toThrow(`nats stream add ${stage.topic} --subjects ${stage.topic}`)

@@ -4,7 +4,8 @@ import { codeOf, findStream } from './find-stream.ts'
 import { durableName, streamName } from './names.ts'
 
 const NANOS = 1_000_000
-const CONSUMER_NOT_FOUND = 10014
+/** The server's code for a consumer that is not there. */
+export const CONSUMER_NOT_FOUND = 10014
 /** "consumer name already in use", "consumer already exists": another member made it meanwhile. */
 const ALREADY_THERE: ReadonlySet<number> = new Set([10013, 10148, 10105])
 /** How many deliveries may wait for their acknowledgement; above it the server delivers nothing new. */

@@ -103,7 +103,8 @@ export class NatsSubscription implements Subscription {
     requireServer(link.nc.info?.version)
     const manager = await jetstream.jetstreamManager(link.nc)
     for (const topic of new Set(topics)) {
-      const durable = await ensureDurable(manager, { group, sessionTimeoutMs, startFrom, topic })
+      const restore = () => ensureDurable(manager, { group, sessionTimeoutMs, startFrom, topic })
+      const durable = await restore()
       const reader = new TopicReader({
         callbacks: this.#options,
         clock: this.#clock,
@@ -111,6 +112,7 @@ export class NatsSubscription implements Subscription {
         inbox: transport.createInbox(),
         manager,
         nc: link.nc,
+        restore,
         sessionTimeoutMs,
         topic,
       })

@@ -33,7 +33,8 @@ import type { Partition, SubscriptionOptions } from '../broker.ts'
 import type { Delivery } from './delivery.ts'
 import { pinOf, readDelivery, toIncoming } from './delivery.ts'
 import type { Durable } from './durable.ts'
-import { PRIORITY_GROUP, pinnedClient } from './durable.ts'
+import { CONSUMER_NOT_FOUND, PRIORITY_GROUP, pinnedClient } from './durable.ts'
+import { codeOf } from './find-stream.ts'
 import { Outstanding } from './outstanding.ts'
 import { PullRequests, WRONG_PIN } from './pull-requests.ts'
 
@@ -47,6 +48,8 @@ export interface TopicReaderOptions {
   readonly inbox: string
   readonly manager: JetStreamManager
   readonly nc: NatsConnection
+  /** Makes the durable consumer again. */
+  readonly restore: () => Promise<unknown>
   readonly sessionTimeoutMs: number
   readonly topic: string
 }
@@ -241,8 +244,10 @@ export class TopicReader {
       void this.#look()
     } else if (status.ranOut) {
       this.#ask()
+    } else {
+      // Such as a change of leader, or the consumer's end. Asked again at the next tick: at once it would fail at once.
+      void this.#look()
     }
-    // Others, such as a change of leader, are asked again at the next tick: at once they would come back at once.
   }
 
   /** Hands over what is held, once for all that arrived in one read of the socket. */
@@ -308,10 +313,20 @@ export class TopicReader {
         await this.#lookOnce()
       } while (this.#lookAgain)
     } catch (error) {
-      if (this.#isThere()) this.#options.callbacks.onError(error as Error)
+      if (this.#isThere()) await this.#onLookFailed(error)
     } finally {
       this.#looking = false
     }
+  }
+
+  /** A durable consumer that somebody deleted is made again: the group begins as a new one does. */
+  async #onLookFailed(error: unknown): Promise<void> {
+    const { callbacks, restore } = this.#options
+    callbacks.onError(error as Error)
+    if (codeOf(error) !== CONSUMER_NOT_FOUND) return
+    this.#pin = ''
+    this.#lose()
+    await restore().catch((failed: unknown) => callbacks.onError(failed as Error))
   }
 
   async #lookOnce(): Promise<void> {
