@@ -1,11 +1,12 @@
 import type { Admin, KafkaJSError } from 'kafkajs'
-import { systemClock, withDeadline } from '../../../core/clock.ts'
+import { delay, systemClock, withDeadline } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
 import type { BrokerAdmin } from '../../broker.ts'
 import type { Connector } from './connections.ts'
-import { innermost } from './error-class.ts'
+import { classify, innermost } from './error-class.ts'
 import { retryWithin } from './producer-session.ts'
 
+const POLL_MS = 50
 const TIMEOUT_MS = 15_000
 
 /** Makes and deletes topics, each over a connection of its own that ends with the task. */
@@ -18,13 +19,19 @@ export class KafkajsAdmin implements BrokerAdmin {
 
   /** Resolves when every partition has a leader. Partitions and replicas not named are the broker's defaults. */
   async createTopic(topic: string, options: { readonly partitions?: number } = {}): Promise<void> {
-    await this.#run(`make topic ${topic}`, (admin) =>
-      admin.createTopics({
+    await this.#run(`make topic ${topic}`, async (admin) => {
+      await admin.createTopics({
         timeout: TIMEOUT_MS,
         topics: [{ topic, numPartitions: options.partitions ?? -1, replicationFactor: -1 }],
-        waitForLeaders: true,
-      }),
-    )
+        waitForLeaders: false,
+      })
+      // Ours, for kafkajs' own wait ends with an error when a broker has not heard of the topic yet.
+      const deadline = systemClock.monotonic() + TIMEOUT_MS
+      for (let error = await leaderless(admin, topic); error !== undefined; error = await leaderless(admin, topic)) {
+        if (classify(error).class === 'fatal' || systemClock.monotonic() > deadline) throw error
+        await delay(systemClock, POLL_MS)
+      }
+    })
   }
 
   async deleteTopic(topic: string): Promise<void> {
@@ -54,6 +61,18 @@ export class KafkajsAdmin implements BrokerAdmin {
     } finally {
       this.#connector.release(connections)
     }
+  }
+}
+
+/** Why the topic cannot be used yet; undefined when every partition has a leader. */
+async function leaderless(admin: Admin, topic: string): Promise<Error | undefined> {
+  try {
+    const { topics } = await admin.fetchTopicMetadata({ topics: [topic] })
+    const partitions = topics[0]?.partitions ?? []
+    const led = partitions.length > 0 && partitions.every((one) => one.leader >= 0)
+    return led ? undefined : new Error('not every partition has a leader')
+  } catch (error) {
+    return error as Error
   }
 }
 
