@@ -3,19 +3,29 @@ import type { PgClient, PgPool } from './sql.ts'
 /** A connection taken out of the pool for long, with settings of its own. */
 export interface PgSession {
   readonly client: PgClient
+  /** Calls back once when the connection is lost, also while nobody waits for it; not after `close`. */
+  onLost(callback: () => void): void
   /** Closes the connection rather than giving it back with its settings. Idempotent. */
   close(): void
 }
 
 /**
- * Takes a connection and applies the settings. When it is lost its next statement says so; until then nobody need
- * listen to it.
+ * Takes a connection and applies the settings. When it is lost its next statement says so, and `onLost` at
+ * once.
  */
 export async function openSession(pool: PgPool, settings: Readonly<Record<string, string>>): Promise<PgSession> {
   const client = await pool.connect()
-  // Without a listener `pg` would end the process; the statement that meets the loss tells it.
-  client.on('error', () => {})
   let closed = false
+  let lost = false
+  const callbacks: (() => void)[] = []
+  const onLoss = (): void => {
+    if (lost || closed) return
+    lost = true
+    for (const callback of callbacks) callback()
+  }
+  // Without a listener `pg` would end the process.
+  client.on('error', onLoss)
+  client.on('end', onLoss)
   const close = (): void => {
     if (closed) return
     closed = true
@@ -29,5 +39,9 @@ export async function openSession(pool: PgPool, settings: Readonly<Record<string
     close()
     throw error
   }
-  return { client, close }
+  const onLost = (callback: () => void): void => {
+    if (lost) callback()
+    else callbacks.push(callback)
+  }
+  return { client, close, onLost }
 }

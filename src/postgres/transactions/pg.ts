@@ -5,7 +5,6 @@ import type { TransactionAdapter } from '../transaction.ts'
 /** The shape of a `pg` client or pool that matters here. */
 interface PgShape extends Sql {
   readonly connect?: unknown
-  readonly totalCount?: unknown
   /** 'I' outside a transaction, 'T' inside, 'E' inside a failed one; since pg 8.19. */
   getTransactionStatus?(): string | null
 }
@@ -15,7 +14,6 @@ export const pgTransaction: TransactionAdapter = {
   recognise(value) {
     const given = value as PgShape
     if (typeof given.query !== 'function') return undefined
-    if (typeof given.totalCount === 'number') return poolGiven()
     if (typeof given.getTransactionStatus === 'function') return notInTransaction(given) ?? given
     if (typeof given.connect !== 'function') return undefined
     // A client of pg before 8.19 does not tell its state; a pool of another make has no escapeLiteral.
