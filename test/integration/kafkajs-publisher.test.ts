@@ -39,7 +39,9 @@ describeWith('kafka', 'the kafkajs publisher on a real broker', () => {
     await admin.connect()
     try {
       const configEntries = Object.entries(settings).map(([name, value]) => ({ name, value }))
-      await admin.createTopics({ topics: [{ configEntries, numPartitions: partitions, topic }] })
+      await admin.createTopics({ topics: [{ configEntries, numPartitions: partitions, topic }], waitForLeaders: false })
+      // It is there already: what is left is to wait for its leaders.
+      await kafkajs({ brokers }).admin.createTopic(topic)
     } finally {
       await admin.disconnect()
     }
