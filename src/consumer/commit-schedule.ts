@@ -85,9 +85,8 @@ export class CommitSchedule {
       return
     }
     let messages = 0
-    for (const { count, partition, position } of marks) {
+    for (const { count, partition } of marks) {
       messages += count - partition.committedCount
-      partition.committed = position
       partition.committedCount = count
     }
     onCommitted(messages)

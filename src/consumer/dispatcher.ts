@@ -196,9 +196,9 @@ export class Dispatcher {
     if (result.kind !== 'committed') return await this.#settle(group, undefined, result)
     if (result.duplicates > 0) this.duplicates++
     else this.deadLettered++
-    const { id, key, topic } = delivery.message
+    const { id, topic } = delivery.message
     this.#context.logger.error(
-      { attempts: delivery.failures, err: delivery.lastError, id, key, topic },
+      { attempts: delivery.failures, err: delivery.lastError, id, topic },
       'a message became a dead letter',
     )
     this.#finish(group)

@@ -38,8 +38,6 @@ export class PartitionState {
   readonly id: Partition
   readonly source: LaneSource<Delivery>
   readonly watermark = new Watermark()
-  /** What the broker has. */
-  committed: bigint | undefined
   /** How many messages of this assignment the broker's position covers. */
   committedCount = 0
   phase: 'open' | 'draining' | 'closed' = 'open'

@@ -27,7 +27,15 @@ describeWith('postgres18', 'a consumer whose partitions or life end', () => {
     release.resolve()
     await revoking
     expect(broker.committed.get(0)).toBe(messages[4]?.position)
-    expect(consumer.stats()).toMatchObject({ assignedPartitions: 0, committed: 5, handled: 5, inFlight: 0 })
+    expect(consumer.stats()).toMatchObject({
+      assignedPartitions: 0,
+      committed: 5,
+      handled: 5,
+      inFlight: 0,
+      received: 100,
+    })
+    await database.pool.query('select pg_sleep(0.1)')
+    expect(await effects(database.pool)).toHaveLength(5)
     // The partition comes back, from where it was committed.
     broker.assign(0)
     const copies = messages.slice(5).map(({ id, key, payload }) => ({ id, key, payload: String(payload) }))
@@ -62,17 +70,18 @@ describeWith('postgres18', 'a consumer whose partitions or life end', () => {
   })
 
   test('lost: running effects are rolled back and no position is committed any more', async () => {
-    const entered = Promise.withResolvers<void>()
+    const entered = Promise.withResolvers<AbortSignal>()
     const { broker, consumer, database } = await stage({
       handle: async (message, { signal, tx }) => {
         await writeEffect(message, tx)
-        entered.resolve()
+        entered.resolve(signal)
         await new Promise((resolve) => signal.addEventListener('abort', resolve))
       },
     })
     broker.deliver(0, numbered(30, 3))
-    await entered.promise
+    const signal = await entered.promise
     broker.lose(0)
+    expect(signal.aborted).toBe(true)
     expect(consumer.stats()).toMatchObject({ assignedPartitions: 0, inFlight: 0 })
     await consumer.stop()
     expect([broker.commits, await effects(database.pool)]).toEqual([0, []])

@@ -53,7 +53,11 @@ export async function stage(overrides: Overrides = {}, database?: TestDatabase):
       const { deadLettered, duplicates, handled } = consumer.stats()
       return deadLettered + duplicates + handled >= count
     }
-    while (!done()) await Promise.race([signals.next('consumer.done'), consumer.stopped])
+    const ended = consumer.stopped.then(() => {
+      throw new Error(`the consumer stopped before ${count} messages were done: ${JSON.stringify(consumer.stats())}`)
+    })
+    ended.catch(() => {})
+    while (!done()) await Promise.race([signals.next('consumer.done'), ended])
   }
   return { broker, consumer, database: own, errors, finished, signals }
 }
