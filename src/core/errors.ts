@@ -27,7 +27,7 @@ export const ERROR_CODES = {
   PUBLISH_REFUSED: { retryable: true },
   SCHEMA_MISSING: { retryable: false },
   SCHEMA_NEWER: { retryable: false },
-  SEQUENCE_CACHED: { retryable: false },
+  SEQUENCE_ALTERED: { retryable: false },
   SERVER_TOO_OLD: { retryable: false },
   SERVICE_START_FAILED: { retryable: true },
   SERVICE_UNAVAILABLE: { retryable: false },

@@ -12,7 +12,7 @@ import { MillraceError } from '../core/errors.ts'
 import { type Sql, quoteIdentifier } from '../postgres/sql.ts'
 import { type Anchor, type Delta } from './capture/polling/delta.ts'
 import { Snapshot } from './capture/polling/snapshot.ts'
-import type { Fence } from './lease.ts'
+import { type Fence, leaseLost } from './lease.ts'
 
 /** What a checkpoint says: all that `base` sees is published and, while a delta is open, that delta up to `after`. */
 export interface Checkpoint {
@@ -30,16 +30,39 @@ const loadSql = (schema: string): string => `
          (xmin = writer::xid) as certified
   from ${schema}.checkpoint where shards @> $1::smallint[] order by n desc limit 1`
 
-// Locks the lease rows (lease_pkey), so that a takeover waits for it or is seen by it.
+// The rows of the lease that still are ours, locked, so that a takeover waits for the write or is seen by it. In one
+// order, as the takeover locks them. Uses lease_pkey.
+const ownedSql = (schema: string, token: string, shards: string, epochs: string): string => `
+  select l.shard from ${schema}.lease l
+  join unnest(${shards}::smallint[], ${epochs}::bigint[]) f(shard, epoch) on l.shard = f.shard and l.epoch = f.epoch
+  where l.token = ${token} and l.backend_pid = pg_backend_pid() order by l.shard for share of l`
+
 const writeSql = (schema: string): string => `
-  with owned as materialized (
-    select l.shard from ${schema}.lease l
-    join unnest($2::smallint[], $3::bigint[]) f(shard, epoch) on l.shard = f.shard and l.epoch = f.epoch
-    where l.token = $1 for share of l
-  )
+  with owned as materialized (${ownedSql(schema, '$1', '$2', '$3')})
   insert into ${schema}.checkpoint (bucket, shards, epoch, base, base_floor, target, target_floor, high, after)
   select $4, $2::smallint[], (select max(e) from unnest($3::bigint[]) e), $5::pg_snapshot, $6, $7::pg_snapshot, $8, $9, $10
   where (select count(*) from owned) = cardinality($2::smallint[])`
+
+// Truncates a bucket: only under the lease, only when the other one holds a checkpoint of every shard, and not now when
+// the lock is not to be had at once, because a backup may hold it. A do block takes no parameters: the owned rows are
+// named by a uuid that we made and by digits.
+const emptySql = (schema: string, bucket: number, owned: string, shards: number): string => `
+  do $do$
+  declare held integer;
+  begin
+    select count(*) into held from (${owned}) owned;
+    if held <> ${shards} then return; end if;
+    if exists (select from ${schema}.lease l where not exists (
+      select from ${schema}.checkpoint_${1 - bucket} c where l.shard = any (c.shards))) then return; end if;
+    set local lock_timeout = '100ms';
+    truncate ${schema}.checkpoint_${bucket};
+  exception when lock_not_available then null;
+  end $do$`
+
+// An outbox that was restored without its checkpoints: records of transactions that this cluster has yet to begin.
+// Probes record_tx_seq.
+const foreignSql = (schema: string): string => `
+  select from ${schema}.record where tx >= pg_snapshot_xmax(pg_current_snapshot()) limit 1`
 
 interface CheckpointRow {
   readonly bucket: number
@@ -72,7 +95,11 @@ export class CheckpointLog {
   async load(): Promise<Checkpoint> {
     const { rows } = await this.#sql.query(loadSql(this.#schema), [this.#fence.shards])
     const row = (rows as CheckpointRow[])[0]
-    if (row === undefined) return { base: { snapshot: Snapshot.NOTHING, floor: 0n } }
+    if (row === undefined) {
+      const foreign = await this.#sql.query(foreignSql(this.#schema))
+      if (foreign.rows.length > 0) throw uncertified(this.#schema)
+      return { base: { snapshot: Snapshot.NOTHING, floor: 0n } }
+    }
     if (!row.certified) throw uncertified(this.#schema)
     this.#bucket = row.bucket
     // How full the bucket is does not matter much; assume half.
@@ -103,33 +130,25 @@ export class CheckpointLog {
       open?.delta.high.toString() ?? null,
       open?.after.toString() ?? null,
     ])
-    if (rowCount !== 1) throw new MillraceError('LEASE_LOST', 'another relay has taken the lease')
+    if (rowCount !== 1) throw leaseLost()
     this.#rows++
   }
 
-  /**
-   * Empties the other bucket and goes on there. Only if the current bucket holds a checkpoint of every shard; and not
-   * now, if the lock is not to be had at once, because the application never waits for it but a backup may hold it.
-   */
+  /** Empties the other bucket and goes on there; the newest row counts wherever it is. */
   async #switchBucket(): Promise<void> {
+    const { token, shards, epochs } = this.#fence
     const other = 1 - this.#bucket
-    this.#rows = 0
-    await this.#sql.query(`do $do$ begin
-      if not exists (select from ${this.#schema}.lease l where not exists (
-        select from ${this.#schema}.checkpoint_${this.#bucket} c where l.shard = any (c.shards))) then
-        set local lock_timeout = '100ms';
-        truncate ${this.#schema}.checkpoint_${other};
-      end if;
-    exception when lock_not_available then null;
-    end $do$`)
+    const owned = ownedSql(this.#schema, `'${token}'`, `'{${shards.join(',')}}'`, `'{${epochs.join(',')}}'`)
+    await this.#sql.query(emptySql(this.#schema, other, owned, shards.length))
     this.#bucket = other
+    this.#rows = 0
   }
 }
 
 function uncertified(schema: string): MillraceError {
   return new MillraceError(
     'CHECKPOINT_UNCERTIFIED',
-    `the checkpoint in ${schema}.checkpoint was not written by this database: it came with a dump or a logical copy, and ` +
+    `the outbox ${schema} was not written by this database: it came with a dump or a logical copy, and ` +
       `its transaction ids mean nothing here. To publish again everything the outbox holds (consumers drop what they know), ` +
       `run in one transaction: truncate ${schema}.checkpoint; update ${schema}.record set tx = pg_current_xact_id();`,
   )

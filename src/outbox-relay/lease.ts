@@ -37,15 +37,23 @@ const acquireSql = (schema: string): string => `
   from free where l.shard = free.shard and (select count(*) from free) = (select count(*) from ${schema}.lease)
   returning l.shard, l.epoch::text as epoch`
 
-// Uses lease_pkey.
+// Uses lease_pkey. A lease belongs to the connection that took it: behind a transaction pooler it is lost, not shared.
 const renewSql = (schema: string): string => `
   update ${schema}.lease set expires_at = clock_timestamp() + $3 * interval '1 millisecond'
-  where token = $1 and shard = any($2::smallint[])`
+  where token = $1 and shard = any($2::smallint[]) and backend_pid = pg_backend_pid()`
 
 // Uses lease_pkey.
 const releaseSql = (schema: string): string => `
   update ${schema}.lease set expires_at = '-infinity', token = null, holder = null, backend_pid = null, backend_start = null
   where token = $1 and shard = any($2::smallint[])`
+
+/** The lease has another owner. */
+export function leaseLost(): MillraceError {
+  return new MillraceError(
+    'LEASE_LOST',
+    'the lease is lost: another relay has taken it, or a pooler stands between the relay and the database',
+  )
+}
 
 /** Ownership of the shards, from `acquire` until it is released, lost or expired. */
 export class Lease {
@@ -100,18 +108,30 @@ export class Lease {
     )
   }
 
-  /** Extends the lease. Throws LEASE_LOST when somebody else has it. */
+  /** How long the lease still is held by this process's clock, milliseconds; 0 when it is not. */
+  get remainingMs(): number {
+    return Math.max(0, this.#validUntil - this.#clock.monotonic())
+  }
+
+  /** Regards the lease as lost from now on, whatever the database says: nothing more is published under it. */
+  end(): void {
+    this.#validUntil = Number.NEGATIVE_INFINITY
+  }
+
+  /** Extends the lease. Throws LEASE_LOST when somebody else has it, and then it is ended. */
   async renew(sql: Sql): Promise<void> {
     const validUntil = this.#clock.monotonic() + this.#ttlMs
     const { rowCount } = await sql.query(renewSql(this.#schema), [this.fence.token, this.fence.shards, this.#ttlMs])
-    if (rowCount !== this.fence.shards.length)
-      throw new MillraceError('LEASE_LOST', 'another relay has taken the lease')
+    if (rowCount !== this.fence.shards.length) {
+      this.end()
+      throw leaseLost()
+    }
     this.#validUntil = validUntil
   }
 
   /** Gives the lease back, so that the next owner need not wait. No error when it is lost already. */
   async release(sql: Sql): Promise<void> {
-    this.#validUntil = Number.NEGATIVE_INFINITY
+    this.end()
     await sql.query(releaseSql(this.#schema), [this.fence.token, this.fence.shards])
   }
 }

@@ -3,15 +3,15 @@
  * read while a checkpoint is written. Both must lead to the server itself: a pooler in transaction mode would mix their
  * settings, and a snapshot must not outlive its connection.
  */
-import { MillraceError } from '../core/errors.ts'
 import { type PgSession, openSession } from '../postgres/session.ts'
-import { type PgPool, type Sql, quoteIdentifier } from '../postgres/sql.ts'
-import { standbyRefused } from './standby.ts'
+import type { PgPool } from '../postgres/sql.ts'
+import { checkSequence, refuseStandby, requireOneServer } from './preconditions.ts'
 
 /** The two connections of one term. */
 export interface RelaySessions {
   readonly reader: PgSession
   readonly writer: PgSession
+  /** Closes both; what waits for an answer of theirs is rejected. Idempotent. */
   close(): void
 }
 
@@ -31,53 +31,33 @@ const READER_SETTINGS = {
 const WRITER_SETTINGS = {
   application_name: 'millrace-relay-writer',
   default_transaction_isolation: 'read committed',
-  // The flush of an opening write is what makes the records behind it durable, whatever the server's default is.
-  synchronous_commit: 'on',
   statement_timeout: STATEMENT_TIMEOUT,
 }
+
+// The flush of an opening write is what makes the records behind it durable, whatever the role's default is; one that
+// asks for more than a flush keeps it.
+const DURABLE_SQL = `
+  select set_config('synchronous_commit',
+    case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, false)`
 
 /** Opens both connections and checks what the capture's proof rests on. */
 export async function openRelaySessions(pool: PgPool, schema: string): Promise<RelaySessions> {
   const writer = await openSession(pool, WRITER_SETTINGS)
   let reader: PgSession | undefined
-  try {
-    await refuseStandby(writer.client)
-    reader = await openSession(pool, READER_SETTINGS)
-    await refuseStandby(reader.client)
-    await checkSequence(reader.client, schema)
-  } catch (error) {
+  const close = (): void => {
     reader?.close()
     writer.close()
+  }
+  try {
+    await refuseStandby(writer.client)
+    await writer.client.query(DURABLE_SQL)
+    reader = await openSession(pool, READER_SETTINGS)
+    await refuseStandby(reader.client)
+    await requireOneServer(reader.client, writer.client)
+    await checkSequence(reader.client, schema)
+    return { reader, writer, close }
+  } catch (error) {
+    close()
     throw error
   }
-  const opened = reader
-  return {
-    reader: opened,
-    writer,
-    close() {
-      opened.close()
-      writer.close()
-    },
-  }
-}
-
-/** A pool with several hosts may lead each connection to another server. */
-async function refuseStandby(sql: Sql): Promise<void> {
-  const { rows } = await sql.query('select pg_is_in_recovery() as standby')
-  if ((rows[0] as { standby: boolean }).standby) throw standbyRefused()
-}
-
-/** A sequence that hands out values in blocks lets a later transaction take a lower value: the floor would not hold. */
-async function checkSequence(sql: Sql, schema: string): Promise<void> {
-  const { rows } = await sql.query(
-    `select seqcache::text as cache, seqincrement::text as increment, seqcycle as cycle from pg_sequence where seqrelid = $1::regclass`,
-    [`${quoteIdentifier(schema)}.record_seq_seq`],
-  )
-  const { cache, increment, cycle } = rows[0] as { cache: string; increment: string; cycle: boolean }
-  if (cache === '1' && increment === '1' && !cycle) return
-  throw new MillraceError(
-    'SEQUENCE_CACHED',
-    `the sequence ${schema}.record_seq_seq has been altered (cache ${cache}, increment ${increment}${cycle ? ', cycle' : ''}) and events would be lost; ` +
-      `run: alter sequence ${quoteIdentifier(schema)}.record_seq_seq cache 1 increment 1 no cycle`,
-  )
 }

@@ -7,7 +7,8 @@
  * with an error once what is in flight has been answered, and the next term begins from the checkpoint's row.
  */
 import type { Publisher, Unresolved } from '../brokers/broker.ts'
-import { type Clock, delay } from '../core/clock.ts'
+import { type Clock, delay, withDeadline } from '../core/clock.ts'
+import { MillraceError } from '../core/errors.ts'
 import type { Logger } from '../core/logger.ts'
 import type { Signals } from '../core/signals.ts'
 import type { Backoff } from '../flow/backoff.ts'
@@ -18,7 +19,7 @@ import type { PageBounds } from './capture/polling/page-reader.ts'
 import { CheckpointLog } from './checkpoint-log.ts'
 import { dispatch } from './dispatch.ts'
 import { Lease } from './lease.ts'
-import { openRelaySessions } from './sessions.ts'
+import { type RelaySessions, openRelaySessions } from './sessions.ts'
 
 /** What a term needs, and whom it tells. */
 export interface TermOptions {
@@ -52,35 +53,35 @@ export async function runTerm(options: TermOptions, signal: AbortSignal): Promis
     const writer = sessions.writer.client
     const lease = await waitForLease(options, writer, signal)
     if (lease === undefined) return
-    const renewal = new AbortController()
-    const renewed = renewUntil(options, lease, writer, renewal.signal)
+    const ending = new AbortController()
+    const kept = keepLease(options, lease, sessions, ending.signal)
     try {
-      const log = new CheckpointLog(writer, schema, lease.fence)
-      const start = await log.load()
-      options.onState('relaying', lease.epoch)
-      const capture = new PollingCapture({
-        ...options,
-        log,
-        reader: sessions.reader.client,
-        shards: lease.fence.shards,
-        start,
-      })
-      await relayPages(options, capture, lease, signal)
-      await capture.close()
+      await work(options, lease, sessions, signal)
     } finally {
-      renewal.abort()
-      await renewed
+      ending.abort()
+      await kept
     }
-    await lease.release(writer)
+    await withDeadline(options.clock, lease.release(writer), options.leaseTtlMs, silent)
   } finally {
     sessions.close()
   }
 }
 
+async function work(options: TermOptions, lease: Lease, sessions: RelaySessions, signal: AbortSignal): Promise<void> {
+  const log = new CheckpointLog(sessions.writer.client, options.schema, lease.fence)
+  const start = await log.load()
+  options.onState('relaying', lease.epoch)
+  const reader = sessions.reader.client
+  const capture = new PollingCapture({ ...options, log, reader, shards: lease.fence.shards, start })
+  await relayPages(options, capture, lease, signal)
+  await capture.close()
+}
+
 async function waitForLease(options: TermOptions, writer: PgClient, signal: AbortSignal): Promise<Lease | undefined> {
   const { clock, holder, leaseTtlMs, schema, onState } = options
   while (!signal.aborted) {
-    const lease = await Lease.acquire(writer, { clock, holder, schema, ttlMs: leaseTtlMs })
+    const acquiring = Lease.acquire(writer, { clock, holder, schema, ttlMs: leaseTtlMs })
+    const lease = await withDeadline(clock, acquiring, leaseTtlMs, silent)
     if (lease !== undefined) return lease
     onState('standby', '')
     await delay(clock, STANDBY_INTERVAL_MS * (0.5 + clock.random() / 2), signal)
@@ -88,17 +89,34 @@ async function waitForLease(options: TermOptions, writer: PgClient, signal: Abor
   return undefined
 }
 
-/** Keeps the lease until the signal aborts. What it meets shows when the lease is asked for, or runs out. */
-async function renewUntil(options: TermOptions, lease: Lease, writer: PgClient, signal: AbortSignal): Promise<void> {
+/**
+ * Renews the lease until the signal aborts. When that fails, or is not answered before the lease runs out, or the
+ * connection is lost, the lease is ended and both connections are closed, so that nothing waits for a server that has
+ * fallen silent.
+ */
+async function keepLease(
+  options: TermOptions,
+  lease: Lease,
+  sessions: RelaySessions,
+  signal: AbortSignal,
+): Promise<void> {
+  const { clock, leaseTtlMs, logger } = options
+  sessions.writer.onLost(() => lease.end())
   try {
     for (;;) {
-      await delay(options.clock, options.leaseTtlMs / 3, signal)
+      await delay(clock, leaseTtlMs / 3, signal)
       if (signal.aborted) return
-      await lease.renew(writer)
+      await withDeadline(clock, lease.renew(sessions.writer.client), lease.remainingMs, silent)
     }
   } catch (error) {
-    options.logger.warn({ error: (error as Error).message }, 'the lease could not be renewed')
+    logger.warn({ error: (error as Error).message }, 'the lease could not be renewed; the term ends')
+    lease.end()
+    sessions.close()
   }
+}
+
+function silent(): MillraceError {
+  return new MillraceError('CONNECTION_LOST', 'Postgres does not answer')
 }
 
 async function relayPages(options: TermOptions, capture: Capture, lease: Lease, signal: AbortSignal): Promise<void> {

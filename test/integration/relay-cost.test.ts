@@ -43,7 +43,7 @@ for (const version of [18, 15] as const) {
 
     const look = async (): Promise<{ snapshot: Snapshot; high: bigint }> => {
       const { rows } = await database.pool.query(
-        'select pg_current_snapshot()::text as snapshot, last_value as high from outbox.record_seq_seq',
+        `select pg_current_snapshot()::text as snapshot, pg_sequence_last_value('outbox.record_seq_seq') as high`,
       )
       return { snapshot: Snapshot.parse(rows[0].snapshot), high: BigInt(rows[0].high) }
     }

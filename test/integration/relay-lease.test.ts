@@ -1,4 +1,5 @@
 /** One relay at a time, and what a relay that lost its place cannot do any more. */
+import pg from 'pg'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { systemClock } from '../../src/core/clock.ts'
 import { Signals } from '../../src/core/signals.ts'
@@ -9,6 +10,7 @@ import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-rel
 import { appendSql, read } from '../support/outbox-writer.ts'
 import { trackLifecycle } from '../support/leaks.ts'
 import { recordingBroker } from '../support/recording-broker.ts'
+import { silentProxy } from '../support/silent-proxy.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
 
 for (const version of [18, 15] as const) {
@@ -85,6 +87,71 @@ for (const version of [18, 15] as const) {
       owner.release()
     })
 
+    test('an owner that was replaced empties no bucket of the checkpoint log either (trap 6)', async () => {
+      const owner = await database.pool.connect()
+      const lease = await Lease.acquire(owner, { clock: systemClock, holder: 'old', schema: 'outbox', ttlMs: 1 })
+      const old = new CheckpointLog(owner, 'outbox', (lease as Lease).fence, 100)
+      const at = (n: number) => ({ base: { snapshot: Snapshot.NOTHING, floor: BigInt(n) } })
+      for (let n = 1; n <= 100; n++) await old.write(at(n))
+      const next = (await acquire('new')) as Lease
+      const log = new CheckpointLog(database.pool, 'outbox', next.fence, 100)
+      await log.load()
+      for (let n = 101; n <= 160; n++) await log.write(at(n))
+      await expect(old.write(at(0))).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      expect((await new CheckpointLog(database.pool, 'outbox', next.fence).load()).base.floor).toBe(160n)
+      owner.release()
+    })
+
+    test('a lease belongs to the connection that took it: over another one nothing is written', async () => {
+      const [one, two] = [await database.pool.connect(), await database.pool.connect()]
+      const options = { clock: systemClock, holder: 'owner', schema: 'outbox', ttlMs: 60_000 }
+      const lease = (await Lease.acquire(one, options)) as Lease
+      await expect(new CheckpointLog(two, 'outbox', lease.fence).write(checkpoint)).rejects.toMatchObject({
+        code: 'LEASE_LOST',
+      })
+      await expect(lease.renew(two)).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      expect(() => lease.assertHeld()).toThrow()
+      one.release()
+      two.release()
+    })
+
+    test('a sequence that was set back is refused instead of skipping what follows', async () => {
+      const broker = recordingBroker()
+      const relay = relayOf({ broker })
+      await relay.start()
+      for (let n = 0; n < 5; n++) await appendSql(database.pool, 'k', n)
+      await broker.until(5)
+      await database.pool.query(`select setval('outbox.record_seq_seq', 1)`)
+      await expect(relay.stopped).rejects.toMatchObject({ code: 'SEQUENCE_ALTERED' })
+    })
+
+    test('an outbox that was restored without its checkpoints is refused while it holds transactions still to come', async () => {
+      await appendSql(database.pool, 'k', 1)
+      await database.pool.query(
+        `update outbox.record set tx = (pg_current_xact_id()::text::bigint + 100000)::text::xid8`,
+      )
+      await expect(relayOf().start()).rejects.toMatchObject({ code: 'CHECKPOINT_UNCERTIFIED' })
+    })
+
+    test('a server that falls silent ends the term by the time the lease runs out, and the relay comes back', async () => {
+      const proxy = await silentProxy(new URL(database.url))
+      const pool = new pg.Pool({ connectionString: proxy.url })
+      pool.on('error', () => {})
+      const broker = recordingBroker()
+      const relay = relayOf({ broker, postgres: pool, leaseTtlMs: 1000 })
+      await relay.start()
+      await appendSql(database.pool, 'k', 1)
+      await broker.until(1)
+      proxy.silence()
+      while (relay.stats().failures === 0) await database.pool.query('select pg_sleep(0.02)')
+      proxy.speak()
+      await appendSql(database.pool, 'k', 2)
+      await broker.until(2)
+      await relay.stop()
+      await pool.end()
+      await proxy.close()
+    })
+
     test('a relay whose lease is taken away stops writing, and stands by', async () => {
       const broker = recordingBroker()
       const signals = new Signals()
@@ -129,8 +196,8 @@ for (const version of [18, 15] as const) {
       await database.pool.query('alter sequence outbox.record_seq_seq cache 10')
       const relay = relayOf()
       const error = await relay.start().catch((caught: unknown) => caught as Error)
-      expect(error).toMatchObject({ code: 'SEQUENCE_CACHED' })
-      await database.pool.query(/run: (.*)$/.exec((error as Error).message)?.[1] ?? '')
+      expect(error).toMatchObject({ code: 'SEQUENCE_ALTERED' })
+      await database.pool.query(/altered, run: (.*)$/.exec((error as Error).message)?.[1] ?? '')
       const mended = relayOf()
       await mended.start()
       await mended.stop()

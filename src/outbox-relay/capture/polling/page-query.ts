@@ -25,8 +25,10 @@ export interface PageRequest {
 /** The columns of both selects, in order. */
 export const PAGE_COLUMNS = ['seq', 'size', 'id', 'topic', 'type', 'key', 'payload', 'headers'] as const
 
-// octet_length and pg_column_size read a toasted value's header only.
-const SIZE = `octet_length(payload) + coalesce(octet_length(key), 0) + pg_column_size(headers)`
+// octet_length of bytes and pg_column_size read a toasted value's header only. Headers that are stored compressed, which
+// small ones never are, are measured as they will be.
+const SIZE = `octet_length(payload) + coalesce(octet_length(key), 0) +
+  case when pg_column_compression(headers) is null then pg_column_size(headers) else octet_length(headers::text) end`
 
 /** The select of the next page. Only digits, and the quoted schema, go into the text. */
 export function pageSelect(schema: string, request: PageRequest): string {

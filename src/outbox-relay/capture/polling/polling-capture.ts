@@ -11,8 +11,8 @@
  *
  * Let r be a record in (S1, S2], written by transaction t.
  * - Either t was in progress in S1, hence one of the few ids that S1 lists: an index probe each finds it.
- * - Or t >= xmax(S1). Then seq(r) > floor(S1), where floor(S1) is a value of the sequence that was read before a
- *   checkpoint write W began, W having been committed, with its one row, before S1 was taken. Proof: W inserted a row,
+ * - Or t >= xmax(S1). Then seq(r) > floor(S1), where floor(S1) is a value that the sequence had handed out (and no
+ *   less than any before), read before a checkpoint write W began, W having been committed, with its one row, before S1 was taken. Proof: W inserted a row,
  *   so it had an xid w, and xmax(S1) > w because w had ended. Xids are assigned in order, so t, being > w, was assigned
  *   after w was, hence after the floor was read. `tx` stands before `seq` in the table, so r took its `seq` after t was
  *   assigned. So seq(r) > floor(S1). (`xmax` alone proves nothing: it is the latest *ended* xid + 1, and a running
@@ -47,7 +47,7 @@ import { MillraceError } from '../../../core/errors.ts'
 import type { Signals } from '../../../core/signals.ts'
 import { type PgClient, quoteIdentifier } from '../../../postgres/sql.ts'
 import type { Checkpoint, CheckpointLog } from '../../checkpoint-log.ts'
-import { standbyRefused } from '../../standby.ts'
+import { recordSequence, sequenceAltered, standbyRefused } from '../../preconditions.ts'
 import type { Capture, Page } from '../capture.ts'
 import { type Anchor, type Delta, isTriviallyEmpty } from './delta.ts'
 import { type PageBounds, type PageRows, readPage } from './page-reader.ts'
@@ -83,9 +83,12 @@ interface PolledPage extends Page {
   readonly rows: PageRows
 }
 
-// One snapshot, then one look at the sequence: the snapshot of a statement is taken before it runs.
+// One snapshot, then one look at the sequence: the snapshot of a statement is taken before it runs. The value comes from
+// the function, which reads it under the page's lock. A select of last_value does not: nextval writes a value up to 32
+// ahead into the page while it logs it, and a select may see that; as a floor it would skip events. The select from the
+// sequence is there for its error: without the right to read it the function says null, as for an unused sequence.
 const lookSql = (schema: string): string => `
-  select pg_current_snapshot()::text as snapshot, (last_value - (not is_called)::int)::text as high,
+  select pg_current_snapshot()::text as snapshot, coalesce(pg_sequence_last_value($1::regclass), 0)::text as high,
          pg_is_in_recovery() as standby, pg_backend_pid() as backend
   from ${schema}.record_seq_seq`
 
@@ -93,6 +96,7 @@ const lookSql = (schema: string): string => `
 export class PollingCapture implements Capture {
   readonly #options: PollingCaptureOptions
   readonly #lookSql: string
+  readonly #sequence: string
   /** Where the next read goes on. It runs ahead of what is published by the pages in flight. */
   #cursor: Checkpoint
   /** What is published. */
@@ -112,6 +116,7 @@ export class PollingCapture implements Capture {
   constructor(options: PollingCaptureOptions) {
     this.#options = options
     this.#lookSql = lookSql(quoteIdentifier(options.schema))
+    this.#sequence = recordSequence(options.schema)
     const { base, open } = options.start
     this.#cursor = this.#done = this.#written = options.start
     this.#lastHigh = this.#provenFloor = open === undefined ? base.floor : open.delta.target.floor
@@ -177,12 +182,14 @@ export class PollingCapture implements Capture {
   /** Takes a snapshot, and the delta up to it. */
   async #look(): Promise<Delta> {
     const floor = this.#provenFloor
-    const { rows } = await this.#options.reader.query(this.#lookSql)
+    const { rows } = await this.#options.reader.query(this.#lookSql, [this.#sequence])
     const { snapshot, high, standby, backend } = rows[0] as Look
     if (standby) throw standbyRefused()
     this.#backend ??= backend
     if (this.#backend !== backend) throw pooled()
-    this.#lastHigh = BigInt(high)
+    const reached = BigInt(high)
+    if (reached < this.#lastHigh) throw sequenceAltered(this.#sequence, `set back from ${this.#lastHigh} to ${reached}`)
+    this.#lastHigh = reached
     const target: Anchor = { snapshot: Snapshot.parse(snapshot), floor }
     const delta: Delta = { base: this.#cursor.base, target, high: this.#lastHigh }
     await this.#options.signals.reach('capture:look', delta)
