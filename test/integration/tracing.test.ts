@@ -58,6 +58,7 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
           topics: [topic],
         }),
       )
+      onTestFinished(async () => void (await Promise.allSettled([consumer.stop(), relay.stop()])))
       await relay.start()
       await consumer.start()
 
