@@ -1,9 +1,10 @@
-/** A backlog in a database of its own, drained again and again by a process of its own. */
+/** A backlog in a database of its own, drained again and again by a process of its own, under the daemon's flags. */
 import { execFile } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import pg from 'pg'
+import { DAEMON_NODE_FLAGS } from '../src/cli/node-flags.ts'
 import { createBrokerFromUrl } from '../src/daemon/broker-url.ts'
 import { migrate } from '../src/index.ts'
 import type { Drain } from './drain.ts'
@@ -49,7 +50,15 @@ export async function makeBacklog(serverUrl: string, records: number): Promise<B
       await broker?.admin.createTopic(topic, { partitions: 12 })
       try {
         const script = path.join(import.meta.dirname, 'drain.ts')
-        const args = ['--disable-warning=TimeoutNegativeWarning', script, databaseUrl, target, topic, String(records)]
+        const args = [
+          ...DAEMON_NODE_FLAGS,
+          '--disable-warning=TimeoutNegativeWarning',
+          script,
+          databaseUrl,
+          target,
+          topic,
+          String(records),
+        ]
         const { stdout } = await promisify(execFile)(process.execPath, args, { timeout: 600_000 })
         return JSON.parse(stdout) as Drain
       } finally {
