@@ -12,6 +12,13 @@ export class Outstanding {
     return this.#bySeq.size
   }
 
+  /** How many there are of the consumer's deliveries up to this one. */
+  countUpTo(deliverySeq: number): number {
+    let count = 0
+    for (const delivery of this.#bySeq.values()) if (delivery.deliverySeq <= deliverySeq) count += 1
+    return count
+  }
+
   /**
    * Takes a delivery in. False when the message is here already: it was delivered again although this member has it, so
    * it must not be handed over twice; only its answer goes to the newer delivery.

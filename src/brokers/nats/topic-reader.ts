@@ -11,7 +11,8 @@
  * - `standby`   another member is served, or may be. We look at the consumer every so often and ask for nothing.
  * - `settling`  nobody else is served, so the topic is ours; but messages may be out that we do not hold: those of the
  *               last member, or those that were on a connection that broke. What arrives is held back until the
- *               server's count of unacknowledged messages equals ours; then all of it is handed over, by stream order.
+ *               server's count of unacknowledged messages equals ours, as of one delivery; then all of it is handed over,
+ *               by stream order.
  * - `active`    every message goes to the owner as it arrives.
  * - `leaving`   what is out is given back; then `stopped`.
  *
@@ -207,7 +208,8 @@ export class TopicReader {
   }
 
   #onArrival(message: Msg): void {
-    if (this.#state === 'leaving') {
+    if (this.#state === 'leaving' || this.#state === 'down') {
+      // `down`: the subscription was renewed a moment before we are told so, and older requests are served again.
       const given = readDelivery(message)
       if (given !== undefined) this.#toNak.push(given.ackSubject)
     }
@@ -356,7 +358,11 @@ export class TopicReader {
       }
       this.#become('settling')
     }
-    if (this.#state === 'settling') this.#settle(info.num_ack_pending - this.#outstanding.size)
+    if (this.#state === 'settling') {
+      // What was delivered after the server counted may have overtaken its answer, and must not stand in for what is
+      // out elsewhere.
+      this.#settle(info.num_ack_pending - this.#outstanding.countUpTo(info.delivered.consumer_seq))
+    }
   }
 
   #settle(foreign: number): void {
