@@ -17,7 +17,8 @@ import { TransactionGuard } from './transaction-guard.ts'
  * - `conflict`: a serialisation failure or a deadlock. Rolled back; nobody's fault.
  * - `unwell`: Postgres could not be reached, or not be used, or went away. Rolled back, or, when it went away during
  *   COMMIT, perhaps not: the inbox knows, and is asked by trying again.
- * - `abandoned`: the signal aborted. Rolled back.
+ * - `abandoned`: the signal aborted before COMMIT was sent. Rolled back. From then on the outcome is the server's, and is
+ *   waited for: closing the connection would not call a COMMIT back, only hide what became of it.
  */
 export type EffectResult =
   | { readonly kind: 'committed'; readonly duplicates: number }
@@ -111,6 +112,7 @@ export class EffectTransaction {
       await this.#context.signals.reach('consumer.commit')
       if (signal.aborted) return { kind: 'abandoned' }
       stage = 'committing'
+      connection.commitSent()
       const answer = (await client.query('commit')) as { readonly command?: unknown }
       // To COMMIT in a failed transaction the server answers ROLLBACK, and no error.
       if (answer.command === 'ROLLBACK') throw rolledBack()
@@ -118,7 +120,7 @@ export class EffectTransaction {
       return { kind: 'committed', duplicates }
     } catch (error) {
       await connection.rollBack()
-      if (signal.aborted) return { kind: 'abandoned' }
+      if (signal.aborted && stage !== 'committing') return { kind: 'abandoned' }
       return classify(error, connection.lost, stage)
     } finally {
       connection.giveBack()
@@ -151,7 +153,7 @@ function rolledBack(): MillraceError {
   )
 }
 
-/** A client out of the pool for one transaction: notices when it is lost, and closes it at once when the signal aborts. */
+/** A client out of the pool for one transaction: notices when it is lost; closes it when the signal aborts before COMMIT. */
 class Connection {
   /** What broke the connection. */
   lost: Error | undefined
@@ -170,6 +172,11 @@ class Connection {
     client.on('error', this.#onLost)
     client.on('end', this.#onLost)
     signal.addEventListener('abort', this.#onAbort, { once: true })
+  }
+
+  /** An abort comes too late from now on. */
+  commitSent(): void {
+    this.#signal.removeEventListener('abort', this.#onAbort)
   }
 
   async rollBack(): Promise<void> {

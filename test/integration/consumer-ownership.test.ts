@@ -87,6 +87,32 @@ describeWith('postgres18', 'a consumer whose partitions or life end', () => {
     expect([broker.commits, await effects(database.pool)]).toEqual([0, []])
   })
 
+  test('lost during COMMIT: the effect counts as what it is, and its position is still not committed', async () => {
+    const { broker, consumer, database, finished, signals } = await stage()
+    // COMMIT takes a while, on the server, where nothing can call it back.
+    await database.pool.query(`create function slow() returns trigger language plpgsql as
+      $$ begin perform pg_sleep(0.3); return null; end $$`)
+    await database.pool.query(`create constraint trigger slow after insert on effect deferrable initially deferred
+      for each row execute function slow()`)
+    const committing = signals.next('consumer.commit')
+    broker.deliver(0, [{ key: 'a' }])
+    await committing
+    await expect
+      .poll(async () => {
+        const { rowCount } = await database.pool.query(
+          `select from pg_stat_activity where datname = current_database() and query = 'commit' and state = 'active'`,
+        )
+        return rowCount
+      })
+      .toBe(1)
+    broker.lose(0)
+    await finished(1)
+    expect(consumer.stats()).toMatchObject({ handled: 1, retried: 0 })
+    expect(await effects(database.pool)).toHaveLength(1)
+    await consumer.stop()
+    expect(broker.commits).toBe(0)
+  })
+
   test('a crash between the effect and the commit to the broker: the copies are dropped', async () => {
     const database = await createTestDatabase()
     await database.pool.query(EFFECT_TABLE)
