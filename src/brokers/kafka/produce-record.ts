@@ -1,6 +1,6 @@
 import type { OutgoingMessage } from '../../core/message.ts'
 import { writeHeaders } from '../../core/wire.ts'
-import { keyHash } from './java-partitioner.ts'
+import { keyHash } from '../../core/key-hash.ts'
 
 /** The head of a record batch (message format 2) with its offset and length: what a batch weighs before its records. */
 export const BATCH_OVERHEAD_BYTES = 61

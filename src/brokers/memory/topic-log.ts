@@ -1,6 +1,6 @@
 import type { OutgoingMessage } from '../../core/message.ts'
 import type { IncomingMessage } from '../broker.ts'
-import { partitionOfKey } from './murmur2.ts'
+import { partitionOfKey } from './partition-of-key.ts'
 
 /** The messages of one partition that are still kept, by offset. */
 export class PartitionLog {

@@ -1,6 +1,7 @@
 import { Partitioners } from 'kafkajs'
 import { expect, test } from 'vitest'
-import { keyHash, murmur2 } from '../../src/brokers/kafka/java-partitioner.ts'
+import { partitionOfKey } from '../../src/brokers/memory/partition-of-key.ts'
+import { keyHash, murmur2 } from '../../src/core/key-hash.ts'
 
 // From the tests of Kafka's Java client.
 const VECTORS: readonly (readonly [text: string, hash: number])[] = [
@@ -30,5 +31,11 @@ test('5000 keys of every length and alphabet go where kafkajs would send them, f
       }))
       expect(keyHash(key) % partitions).toBe(theirs({ message: { key, value: null }, partitionMetadata, topic: 't' }))
     }
+  }
+})
+
+test('the memory broker chooses likewise, also for a key longer than its shared buffer', () => {
+  for (const key of ['é'.repeat(5000), 'é'.repeat(512), 'k']) {
+    expect(partitionOfKey(key, 1024)).toBe(keyHash(Buffer.from(key)) % 1024)
   }
 })
