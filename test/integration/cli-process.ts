@@ -44,6 +44,10 @@ export class CliProcess {
     this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => (this.#err += text))
   }
 
+  get pid(): number {
+    return this.#child.pid ?? 0
+  }
+
   /** The log so far. */
   get log(): readonly LogLine[] {
     return this.#out
@@ -68,6 +72,14 @@ export class CliProcess {
   closeOutput(): void {
     this.#child.stdout?.destroy()
     this.#child.stderr?.destroy()
+  }
+
+  /** Resolves when what it printed matches; rejects when it ends without. */
+  async printed(pattern: RegExp): Promise<void> {
+    while (!pattern.test(this.#out)) {
+      if (this.#over) throw new Error(`ended without ${pattern}\n${this.#out}${this.#err}`)
+      await new Promise<void>((resolve) => this.#waiting.add(resolve))
+    }
   }
 
   signal(signal: NodeJS.Signals): void {
