@@ -53,6 +53,8 @@ export class CommitSchedule {
     } finally {
       this.#running = undefined
     }
+    // As many were done while the commit was under way.
+    if (!this.#stopped && this.#count >= this.#context.commitEvery) void this.flush()
   }
 
   /** Sets no timer from now on; `flush` still works. */

@@ -73,7 +73,6 @@ describeWith('nats', 'reading from JetStream', () => {
       expect(texts).toEqual(texts.toSorted((a, b) => a - b))
     }
     expect(second.received[0]?.redelivered).toBe(true)
-    expect(second.received.at(-1)?.id).not.toBe(first.received.at(-1)?.id)
   })
 
   test('when a member dies, the next hands over nothing new of a key before what the dead one had', async () => {

@@ -53,7 +53,8 @@ describe('a publisher over a socket', () => {
     await publisher.start()
     host.faults.next({ delayMs: 500 })
     expect(await publisher.publish([sampleMessage('t')])).toMatchObject([{ outcome: 'unknown', class: 'retry' }])
-    expect(await publisher.publish([sampleMessage('t')])).toEqual([])
+    // On a busy machine one try may not connect within the 50 ms.
+    await expect.poll(() => publisher.publish([sampleMessage('t')]), { timeout: 10_000 }).toEqual([])
     await publisher.close()
   })
 
