@@ -49,6 +49,33 @@ describeWith('private postgres18', 'millrace demo', () => {
   )
 
   test(
+    'kill -9 while PostgreSQL is being made leaves no file behind',
+    async () => {
+      const { environment, folder } = await privateFolder()
+      const started = new CliProcess(demo(), environment)
+      await expect
+        .poll(() => readdir(folder, { recursive: true }), { interval: 10, timeout: 10_000 })
+        .toContainEqual(expect.stringMatching(/\/data\/PG_VERSION$/))
+      await started.kill()
+      await expect.poll(() => readdir(folder), { timeout: 10_000 }).toEqual([])
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'a reader that goes away ends it without a word',
+    async () => {
+      const { environment, folder } = await privateFolder()
+      const started = new CliProcess(['demo', '--orders', '500000'], environment)
+      await started.printed(/^Millrace: /)
+      started.closeOutput()
+      expect(await started.ended).toMatchObject({ code: 143, err: '' })
+      expect(await readdir(folder)).toEqual([])
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
     'a relay that ends by itself fails the demo with its last words',
     async () => {
       const running = await midStream()
@@ -132,6 +159,22 @@ for (const name of ['kafka', 'nats'] as const) {
   })
 }
 
+describeWith(['private postgres18', 'nats'], 'millrace demo --broker, with a password', () => {
+  test(
+    'a password in the URL of the broker is shown to nobody',
+    async () => {
+      const running = await midStream({ MILLRACE_BROKER: `nats://joe:s3cret@${services().nats}` })
+      for (const pid of running.pids) expect(await commandOf(pid)).not.toContain('s3cret')
+      running.demo.signal('SIGTERM')
+      const { code, err, out } = await running.demo.ended
+      expect([code, err]).toEqual([143, ''])
+      expect(out).toContain('nats://joe:***@')
+      expect(out).not.toContain('s3cret')
+    },
+    TIMEOUT_MS,
+  )
+})
+
 function demo(...more: readonly string[]): readonly string[] {
   return ['demo', '--orders', String(ORDERS), '--timeout-ms', String(TIMEOUT_MS), ...more]
 }
@@ -161,14 +204,17 @@ function expectPassed({ code, err, out }: Ended): void {
 }
 
 /** A demo that has begun to bill orders, and all processes it started. */
-async function midStream(): Promise<{
+async function midStream(more: Readonly<Record<string, string>> = {}): Promise<{
   readonly demo: CliProcess
   readonly folder: string
   readonly pids: readonly number[]
   readonly relay: number
 }> {
   const { environment, folder } = await privateFolder()
-  const process_ = new CliProcess(['demo', '--orders', '500000', '--timeout-ms', String(TIMEOUT_MS)], environment)
+  const process_ = new CliProcess(['demo', '--orders', '500000', '--timeout-ms', String(TIMEOUT_MS)], {
+    ...environment,
+    ...more,
+  })
   await process_.printed(/ handled [1-9]/)
   const pids = await descendantsOf(process_.pid)
   const commands = await Promise.all(pids.map(async (pid) => [pid, await commandOf(pid)] as const))

@@ -1,5 +1,5 @@
 import { parseBrokerUrl } from '../../daemon/broker-url.ts'
-import { EXIT_BY_SIGNAL, listenForStop } from '../../daemon/stop-signals.ts'
+import { EXIT_BY_SIGNAL, listenForStop, type StopSignal } from '../../daemon/stop-signals.ts'
 import { defineCommand } from '../command.ts'
 import { integerFlag, textFlag } from '../flag.ts'
 import { runDemo } from './demo.ts'
@@ -54,10 +54,13 @@ is left behind.`,
       orders,
       out: (text) => io.out(text),
     })
+    // Whoever read the output is gone, as in `millrace demo | head`: that ends it as a signal does.
+    const unread = new Promise<StopSignal>((resolve) => process.stdout.on('error', () => resolve('SIGTERM')))
+    const stop = Promise.race([signals.first, unread])
     const leftAtOnce = signals.second.then((signal) => EXIT_BY_SIGNAL[signal])
     try {
       // Left at once, the servers and the relay still end: each has somebody who notices that this process is gone.
-      return await Promise.race([runDemo({ broker, orders, stop: signals.first, timeoutMs, view }), leftAtOnce])
+      return await Promise.race([runDemo({ broker, orders, stop, timeoutMs, view }), leftAtOnce])
     } finally {
       signals[Symbol.dispose]()
     }

@@ -38,7 +38,9 @@ if [ -n "$pid" ]; then
   while kill -0 "$pid" && [ $n -lt 80 ]; do n=$((n+1)); sleep 0.1; done
   kill -KILL "-$pid"
 fi
-[ -n "$2" ] && rm -rf "$2"
+# Whoever prepared the folder, such as initdb, may still be writing into it.
+n=0
+while [ -n "$2" ] && [ -e "$2" ] && [ $n -lt 100 ]; do n=$((n+1)); rm -rf "$2" || sleep 0.1; done
 `
 
 /** Watches over one server for as long as this process lives. */
