@@ -55,7 +55,7 @@ describeWith('private postgres18', 'millrace demo', () => {
       const started = new CliProcess(demo(), environment)
       await expect
         .poll(() => readdir(folder, { recursive: true }), { interval: 10, timeout: 10_000 })
-        .toContainEqual(expect.stringMatching(/\/data\/PG_VERSION$/))
+        .toContainEqual(expect.stringMatching(/\/data\/base\/4$/))
       await started.kill()
       await expect.poll(() => readdir(folder), { timeout: 10_000 }).toEqual([])
     },
