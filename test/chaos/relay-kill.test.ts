@@ -1,0 +1,111 @@
+/**
+ * The daemon from the outside: `millrace relay` as a process, plain SQL before it, plain clients of the brokers behind
+ * it. It is killed at random moments, and stood still past its lease.
+ *
+ * Every run has new seeds; a failure prints its own, and MILLRACE_KILL_SEED=<seed> makes the same choices again.
+ */
+import { randomInt } from 'node:crypto'
+import type pg from 'pg'
+import { expect, test } from 'vitest'
+import { CliProcess } from '../integration/cli-process.ts'
+import { createTestDatabase, describeWith } from '../support/services.ts'
+import { seeded } from '../unit/flow-random.ts'
+import { type TopicReader, kafkaReader, natsReader } from './kill-readers.ts'
+import { expectTails, judge } from './kill-verdict.ts'
+import { SqlWriters } from './kill-writers.ts'
+import { passes, published } from './model-random.ts'
+
+const EVENTS = 25_000
+const KILLS = 10
+const PAGE_SIZE = 200
+const TAKEOVERS = 4
+
+const brokers = [
+  { name: 'kafka', reader: kafkaReader },
+  { name: 'nats', reader: natsReader },
+] as const
+
+const seed = Number(process.env['MILLRACE_KILL_SEED'] ?? randomInt(2 ** 31))
+
+/** Starts a daemon as an operator does. */
+function daemon(database: string, broker: string, ...more: string[]): CliProcess {
+  const flags = ['--database-url', database, '--broker', broker, '--capture', 'polling']
+  return new CliProcess(['relay', ...flags, '--page-size', String(PAGE_SIZE), ...more])
+}
+
+/** A database with writers, a topic with a reader; the test closes what it is given in the end. */
+async function stage(reader: (topic: string) => Promise<TopicReader>) {
+  const database = await createTestDatabase()
+  const topic = await reader(database.name)
+  const random = seeded(seed)
+  const writers = new SqlWriters(database.url, database.name, random)
+  await writers.start()
+  const close = async (): Promise<void> => {
+    await topic.close()
+    await database.close()
+  }
+  return { close, database, random, topic, writers }
+}
+
+/** The epochs in the order in which checkpoints were written. */
+async function checkpointEpochs(pool: pg.Pool): Promise<number[]> {
+  const { rows } = await pool.query<{ epoch: number }>('select epoch::int from outbox.checkpoint order by n')
+  return rows.map(({ epoch }) => epoch)
+}
+
+for (const { name, reader } of brokers) {
+  describeWith(['postgres18', name], `millrace relay to ${name}, seed ${seed}`, () => {
+    test(`killed ${KILLS} times in ${EVENTS} events: none lost, none uncommitted, repeats only as tails of a key`, async () => {
+      const { close, database, random, topic, writers } = await stage(reader)
+      for (let kill = 0; kill < KILLS; kill++) {
+        const relay = daemon(database.url, topic.brokerUrl)
+        writers.allow(EVENTS / (KILLS + 1))
+        await relay.logged({ state: 'relaying' })
+        await passes(random.below(300))
+        await relay.kill()
+      }
+      const last = daemon(database.url, topic.brokerUrl)
+      writers.allow(EVENTS - (KILLS * EVENTS) / (KILLS + 1))
+      await published(topic.until(await writers.finish()))
+      last.signal('SIGTERM')
+      expect(await last.ended).toMatchObject({ code: 0, err: '' })
+      await topic.caughtUp()
+      const { events, repeats, restarts } = await judge(database.pool, topic.found)
+      expect(events).toBeGreaterThanOrEqual(EVENTS)
+      expectTails(topic.found)
+      expect(restarts).toBeLessThanOrEqual(KILLS)
+      expect(repeats).toBeLessThanOrEqual(KILLS * PAGE_SIZE)
+      await close()
+    }, 60_000)
+
+    test('stood still past its lease it is replaced, and awake again it writes no checkpoint and inverts no key', async () => {
+      const { close, database, random, topic, writers } = await stage(reader)
+      let owner = daemon(database.url, topic.brokerUrl, '--lease-ttl-ms', '1000')
+      await owner.logged({ state: 'relaying' })
+      let other = daemon(database.url, topic.brokerUrl, '--lease-ttl-ms', '1000')
+      await other.logged({ state: 'standby' })
+      for (let takeover = 1; takeover <= TAKEOVERS; takeover++) {
+        const [ownerSaid, otherSaid] = [owner.log.length, other.log.length]
+        writers.allow(1500)
+        await passes(random.below(150))
+        owner.signal('SIGSTOP')
+        await other.logged({ state: 'relaying', epoch: String(takeover + 1) }, otherSaid)
+        owner.signal('SIGCONT')
+        await owner.logged({ state: 'standby' }, ownerSaid)
+        ;[owner, other] = [other, owner]
+      }
+      await published(topic.until(await writers.finish()))
+      for (const relay of [other, owner]) {
+        relay.signal('SIGTERM')
+        expect(await relay.ended).toMatchObject({ code: 0, err: '' })
+      }
+      await topic.caughtUp()
+      const { events } = await judge(database.pool, topic.found)
+      expect(events).toBeGreaterThanOrEqual(TAKEOVERS * 1500)
+      const epochs = await checkpointEpochs(database.pool)
+      expect(epochs).toEqual(epochs.toSorted((a, b) => a - b))
+      expect(new Set(epochs)).toEqual(new Set(Array.from({ length: TAKEOVERS + 1 }, (_, i) => i + 1)))
+      await close()
+    }, 60_000)
+  })
+}
