@@ -111,7 +111,8 @@ export async function natsReader(topic: string): Promise<TopicReader> {
   const servers = services().nats as string
   const connection = await connect({ servers })
   const manager = await jetstreamManager(connection)
-  await manager.streams.add({ name: topic, subjects: [topic] })
+  // The shortest window: longer than it takes to start a daemon, it would hide what is sent again.
+  await manager.streams.add({ duplicate_window: 100_000_000, name: topic, subjects: [topic] })
   const consumer = await jetstream(connection).consumers.get(topic)
   const messages = await consumer.consume()
   const shelf = new Shelf()

@@ -29,7 +29,10 @@ export class SqlWriters {
   }
 
   async start(): Promise<void> {
-    for (const client of this.#clients) await client.connect()
+    for (const client of this.#clients) {
+      client.on('error', () => {})
+      await client.connect()
+    }
     const [first] = this.#clients
     await first?.query('create table aggregate (key text primary key, version integer not null)')
     await first?.query(`insert into aggregate select 'key ' || i, 0 from generate_series(0, ${KEYS - 1}) i`)
@@ -42,14 +45,21 @@ export class SqlWriters {
     for (const wake of this.#wake.splice(0)) wake()
   }
 
-  /** Writes what is allowed, then one event that is the last of all, and ends. Returns the id of that one. */
+  /** Writes what is allowed, then one event that is the last of all. Returns the id of that one. */
   async finish(): Promise<string> {
     this.#over = true
     this.allow(0)
     await this.#running
     const { rows } = await (this.#clients[0] as pg.Client).query(APPEND_SQL, [this.#topic, 'last', 0, 1])
-    await Promise.all(this.#clients.map((client) => client.end()))
     return (rows[0] as { append: string }).append
+  }
+
+  async close(): Promise<void> {
+    this.#over = true
+    this.#allowed = 0
+    this.allow(0)
+    await this.#running
+    await Promise.all(this.#clients.map((client) => client.end()))
   }
 
   async #write(client: pg.Client): Promise<void> {

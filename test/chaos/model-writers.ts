@@ -44,6 +44,7 @@ export class Writer {
   /** Writes until the course's target is reached. */
   async run(): Promise<void> {
     const { chance, below } = this.#random
+    this.#client.on('error', () => {})
     await this.#client.connect()
     try {
       for (let n = 0; this.#course.committed < this.#course.target; n++) {

