@@ -80,6 +80,32 @@ for (const version of [18, 15] as const) {
       await relay.stop()
     })
 
+    test('three relays at once do not race each other for the records of a key (trap 4)', async () => {
+      const relays = [relayOf({ pageSize: 3 }), relayOf({ pageSize: 3 }), relayOf({ pageSize: 3 })]
+      for (let n = 1; n <= 60; n++) await appendSql(database.pool, 'k', n)
+      await Promise.all(relays.map((relay) => relay.start()))
+      for (let n = 61; n <= 120; n++) await appendSql(database.pool, 'k', n)
+      await broker.until(120)
+      expect(relays.map((relay) => relay.stats().state).toSorted()).toEqual(['relaying', 'standby', 'standby'])
+      await Promise.all(relays.map((relay) => relay.stop()))
+      expect(numbers()).toEqual(Array.from({ length: 120 }, (_, i) => i + 1))
+    })
+
+    test('the order is that of seq, wherever the rows lie in the table (trap 5)', async () => {
+      for (let n = 1; n <= 100; n++) await appendSql(database.pool, 'k', n)
+      // An update moves a row to the end of its table, as a restore or a rewrite may.
+      await database.pool.query(`update outbox.record set topic = topic where seq % 3 = 1`)
+      await database.pool.query(`update outbox.record set topic = topic where seq < 20`)
+      const { rows } = await database.pool.query('select seq::int from outbox.record')
+      const physical = rows.map((row) => row.seq)
+      expect(physical).not.toEqual(physical.toSorted((a, b) => a - b))
+      const relay = relayOf({ pageSize: 7 })
+      await relay.start()
+      await broker.until(100)
+      await relay.stop()
+      expect(numbers()).toEqual(Array.from({ length: 100 }, (_, i) => i + 1))
+    })
+
     test('what a subtransaction rolled back is not published, what is around it is', async () => {
       const client = await openTransaction(database.url)
       await appendSql(client, 'k', 1)
