@@ -76,7 +76,7 @@ for (const { name, reader } of brokers) {
       expectTails(topic.found)
       expect(restarts).toBeLessThanOrEqual(KILLS)
       expect(repeats).toBeLessThanOrEqual(KILLS * PAGE_SIZE)
-    }, 60_000)
+    }, 120_000)
 
     test('stood still past its lease it is replaced, and awake again it writes no checkpoint and inverts no key', async () => {
       const { database, random, topic, writers } = await stage(reader)
@@ -105,6 +105,6 @@ for (const { name, reader } of brokers) {
       const epochs = await checkpointEpochs(database.pool)
       expect(epochs).toEqual(epochs.toSorted((a, b) => a - b))
       expect(epochs.at(-1)).toBe(TAKEOVERS + 1)
-    }, 60_000)
+    }, 120_000)
   })
 }
