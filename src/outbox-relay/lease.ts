@@ -37,15 +37,22 @@ const acquireSql = (schema: string): string => `
   from free where l.shard = free.shard and (select count(*) from free) = (select count(*) from ${schema}.lease)
   returning l.shard, l.epoch::text as epoch`
 
-// Uses lease_pkey. A lease belongs to the connection that took it: behind a transaction pooler it is lost, not shared.
-const renewSql = (schema: string): string => `
-  update ${schema}.lease set expires_at = clock_timestamp() + $3 * interval '1 millisecond'
-  where token = $1 and shard = any($2::smallint[]) and backend_pid = pg_backend_pid()`
+// The rows that still are ours, locked in one order, as a takeover locks them. Uses lease_pkey. A lease belongs to the
+// connection that took it: behind a transaction pooler it is lost, not shared.
+const ownedSql = (schema: string): string => `
+  with owned as materialized (
+    select shard from ${schema}.lease
+    where token = $1 and shard = any($2::smallint[]) and backend_pid = pg_backend_pid() order by shard for update
+  )`
 
-// Uses lease_pkey.
-const releaseSql = (schema: string): string => `
-  update ${schema}.lease set expires_at = '-infinity', token = null, holder = null, backend_pid = null, backend_start = null
-  where token = $1 and shard = any($2::smallint[])`
+const renewSql = (schema: string): string => `${ownedSql(schema)}
+  update ${schema}.lease l set expires_at = clock_timestamp() + $3 * interval '1 millisecond'
+  from owned where l.shard = owned.shard`
+
+const releaseSql = (schema: string): string => `${ownedSql(schema)}
+  update ${schema}.lease l
+  set expires_at = '-infinity', token = null, holder = null, backend_pid = null, backend_start = null
+  from owned where l.shard = owned.shard`
 
 /** The lease has another owner. */
 export function leaseLost(): MillraceError {

@@ -8,7 +8,6 @@
  */
 import type { Publisher, Unresolved } from '../brokers/broker.ts'
 import { type Clock, delay, withDeadline } from '../core/clock.ts'
-import { MillraceError } from '../core/errors.ts'
 import type { Logger } from '../core/logger.ts'
 import type { Signals } from '../core/signals.ts'
 import type { Backoff } from '../flow/backoff.ts'
@@ -19,7 +18,7 @@ import type { PageBounds } from './capture/polling/page-reader.ts'
 import { CheckpointLog } from './checkpoint-log.ts'
 import { dispatch } from './dispatch.ts'
 import { Lease } from './lease.ts'
-import { type RelaySessions, openRelaySessions } from './sessions.ts'
+import { type RelaySessions, openRelaySessions, serverSilent } from './sessions.ts'
 
 /** What a term needs, and whom it tells. */
 export interface TermOptions {
@@ -47,8 +46,8 @@ const STANDBY_INTERVAL_MS = 500
 
 /** Runs one term. Resolves after the signal aborted and everything was put in order; rejects with what ended it. */
 export async function runTerm(options: TermOptions, signal: AbortSignal): Promise<void> {
-  const { postgres, schema } = options
-  const sessions = await openRelaySessions(postgres, schema)
+  const { clock, postgres, schema } = options
+  const sessions = await openRelaySessions(postgres, schema, clock)
   try {
     const writer = sessions.writer.client
     const lease = await waitForLease(options, writer, signal)
@@ -61,7 +60,7 @@ export async function runTerm(options: TermOptions, signal: AbortSignal): Promis
       ending.abort()
       await kept
     }
-    await withDeadline(options.clock, lease.release(writer), options.leaseTtlMs, silent)
+    await withDeadline(clock, lease.release(writer), options.leaseTtlMs, serverSilent)
   } finally {
     sessions.close()
   }
@@ -81,7 +80,7 @@ async function waitForLease(options: TermOptions, writer: PgClient, signal: Abor
   const { clock, holder, leaseTtlMs, schema, onState } = options
   while (!signal.aborted) {
     const acquiring = Lease.acquire(writer, { clock, holder, schema, ttlMs: leaseTtlMs })
-    const lease = await withDeadline(clock, acquiring, leaseTtlMs, silent)
+    const lease = await withDeadline(clock, acquiring, leaseTtlMs, serverSilent)
     if (lease !== undefined) return lease
     onState('standby', '')
     await delay(clock, STANDBY_INTERVAL_MS * (0.5 + clock.random() / 2), signal)
@@ -106,17 +105,13 @@ async function keepLease(
     for (;;) {
       await delay(clock, leaseTtlMs / 3, signal)
       if (signal.aborted) return
-      await withDeadline(clock, lease.renew(sessions.writer.client), lease.remainingMs, silent)
+      await withDeadline(clock, lease.renew(sessions.writer.client), lease.remainingMs, serverSilent)
     }
   } catch (error) {
     logger.warn({ error: (error as Error).message }, 'the lease could not be renewed; the term ends')
     lease.end()
     sessions.close()
   }
-}
-
-function silent(): MillraceError {
-  return new MillraceError('CONNECTION_LOST', 'Postgres does not answer')
 }
 
 async function relayPages(options: TermOptions, capture: Capture, lease: Lease, signal: AbortSignal): Promise<void> {

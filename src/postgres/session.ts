@@ -1,19 +1,16 @@
 import type { PgClient, PgPool } from './sql.ts'
 
-/** A connection taken out of the pool for long, with settings of its own. */
+/** A connection taken out of the pool for long. */
 export interface PgSession {
   readonly client: PgClient
+  /** Closes the connection rather than giving it back with its settings; what waits for it is rejected. Idempotent. */
+  close(): void
   /** Calls back once when the connection is lost, also while nobody waits for it; not after `close`. */
   onLost(callback: () => void): void
-  /** Closes the connection rather than giving it back with its settings. Idempotent. */
-  close(): void
 }
 
-/**
- * Takes a connection and applies the settings. When it is lost its next statement says so, and `onLost` at
- * once.
- */
-export async function openSession(pool: PgPool, settings: Readonly<Record<string, string>>): Promise<PgSession> {
+/** Takes a connection. When it is lost its next statement says so, and `onLost` at once. */
+export async function takeSession(pool: PgPool): Promise<PgSession> {
   const client = await pool.connect()
   let closed = false
   let lost = false
@@ -26,22 +23,24 @@ export async function openSession(pool: PgPool, settings: Readonly<Record<string
   // Without a listener `pg` would end the process.
   client.on('error', onLoss)
   client.on('end', onLoss)
-  const close = (): void => {
-    if (closed) return
-    closed = true
-    client.release(true)
+  return {
+    client,
+    close() {
+      if (closed) return
+      closed = true
+      client.release(true)
+    },
+    onLost(callback) {
+      if (lost) callback()
+      else callbacks.push(callback)
+    },
   }
-  try {
-    for (const [name, value] of Object.entries(settings)) {
-      await client.query('select set_config($1, $2, false)', [name, value])
-    }
-  } catch (error) {
-    close()
-    throw error
-  }
-  const onLost = (callback: () => void): void => {
-    if (lost) callback()
-    else callbacks.push(callback)
-  }
-  return { client, close, onLost }
+}
+
+/** Applies settings to the connection, name by name, for as long as it lasts. */
+export async function configure(session: PgSession, settings: Readonly<Record<string, string>>): Promise<void> {
+  await session.client.query(
+    'select set_config(s.name, s.value, false) from unnest($1::text[], $2::text[]) s (name, value)',
+    [Object.keys(settings), Object.values(settings)],
+  )
 }

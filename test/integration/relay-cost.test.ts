@@ -1,7 +1,8 @@
 /** What a step of the polling capture costs: never more for a large table, an old transaction or a past backlog. */
 import { afterEach, beforeEach, expect, test } from 'vitest'
+import { systemClock } from '../../src/core/clock.ts'
 import { Signals } from '../../src/core/signals.ts'
-import { type Delta, isTriviallyEmpty } from '../../src/outbox-relay/capture/polling/delta.ts'
+import type { Delta } from '../../src/outbox-relay/capture/polling/delta.ts'
 import { pageSelect, wideRowsSelect } from '../../src/outbox-relay/capture/polling/page-query.ts'
 import { Snapshot } from '../../src/outbox-relay/capture/polling/snapshot.ts'
 import { openRelaySessions } from '../../src/outbox-relay/sessions.ts'
@@ -49,7 +50,7 @@ for (const version of [18, 15] as const) {
     }
 
     test('a page is read by bounded index scans: no sequential scan, no sort of the backlog, whatever the table holds', async () => {
-      const sessions = await openRelaySessions(database.pool, 'outbox')
+      const sessions = await openRelaySessions(database.pool, 'outbox', systemClock)
       const explain = async (select: string): Promise<Plan> => {
         const { rows } = await sessions.reader.client.query(`explain (analyze, buffers, format json) ${select}`)
         return (rows[0] as { 'QUERY PLAN': [{ Plan: Plan }] })['QUERY PLAN'][0].Plan
@@ -145,7 +146,8 @@ describeWith('postgres18', 'after a catch-up of a million rows', () => {
     const before = writes
     for (let steps = 0; steps < 20; steps++) {
       const delta = await signals.next<Delta>('capture:look')
-      expect(isTriviallyEmpty(delta)).toBe(true)
+      // Nothing to scan. (Transactions of other tests on this server may end meanwhile, and are an index probe each.)
+      expect(delta.high).toBe(delta.base.floor)
     }
     expect(writes - before).toBeLessThanOrEqual(1)
     expect(published).toBe(1_000_000)

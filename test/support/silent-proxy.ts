@@ -1,48 +1,58 @@
-/** A half-open network: the connections stay, and nothing comes through. */
-import { type Socket, connect, createServer } from 'node:net'
-import { type AddressInfo } from 'node:net'
+/** A half-open network: connections stay, and nothing comes through. */
+import { type AddressInfo, type Socket, connect, createServer } from 'node:net'
 
 export interface SilentProxy {
   /** The target's URL with the proxy's port. */
   readonly url: string
-  /** Lets nothing through any more, in either direction, on the connections that are open; new ones are refused. */
-  silence(): void
-  /** New connections work again; the old ones stay silent. */
-  speak(): void
+  /** Lets nothing through any more on the connections that are open, or on the one whose port at the target is given. */
+  silence(portAtTarget?: number): void
+  /** What becomes of new connections: they are refused, accepted and left silent, or served. They are served at first. */
+  newcomers(fate: 'refused' | 'silent' | 'served'): void
+  /** Ends the connections that are open. */
+  cut(): void
   close(): Promise<void>
 }
 
 export async function silentProxy(target: URL): Promise<SilentProxy> {
-  const sockets = new Set<Socket>()
-  let silent = false
+  const pairs = new Set<readonly [client: Socket, upstream: Socket]>()
+  let fate: 'refused' | 'silent' | 'served' = 'served'
   const server = createServer((client) => {
-    if (silent) return void client.destroy()
+    if (fate === 'refused') return void client.destroy()
     const upstream = connect(Number(target.port), target.hostname)
-    client.pipe(upstream)
-    upstream.pipe(client)
-    for (const socket of [client, upstream]) {
-      sockets.add(socket)
-      socket.on('error', () => {})
-      socket.on('close', () => sockets.delete(socket))
+    const pair = [client, upstream] as const
+    pairs.add(pair)
+    if (fate === 'served') {
+      client.pipe(upstream)
+      upstream.pipe(client)
     }
-    client.on('close', () => upstream.destroy())
-    upstream.on('close', () => client.destroy())
+    for (const socket of pair) {
+      socket.on('error', () => {})
+      socket.on('close', () => {
+        pairs.delete(pair)
+        client.destroy()
+        upstream.destroy()
+      })
+    }
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const url = new URL(target)
   url.hostname = '127.0.0.1'
   url.port = String((server.address() as AddressInfo).port)
+  const cut = (): void => {
+    for (const [client] of pairs) client.destroy()
+  }
   return {
     url: url.href,
-    silence() {
-      silent = true
-      for (const socket of sockets) socket.unpipe().pause()
+    silence(portAtTarget) {
+      for (const [client, upstream] of pairs) {
+        if (portAtTarget !== undefined && upstream.localPort !== portAtTarget) continue
+        for (const socket of [client, upstream]) socket.unpipe().pause()
+      }
     },
-    speak() {
-      silent = false
-    },
+    newcomers: (next) => void (fate = next),
+    cut,
     async close() {
-      for (const socket of sockets) socket.destroy()
+      cut()
       await new Promise<void>((resolve) => server.close(() => resolve()))
     },
   }

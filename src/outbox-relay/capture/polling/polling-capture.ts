@@ -42,12 +42,13 @@
  * idle poll is one trivial query. A large backlog is treated likewise before it is opened: one extra write raises the
  * floor of S2, else the step after the backlog would scan all of it again.
  */
-import type { Clock } from '../../../core/clock.ts'
+import { type Clock, withDeadline } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
 import type { Signals } from '../../../core/signals.ts'
 import { type PgClient, quoteIdentifier } from '../../../postgres/sql.ts'
 import type { Checkpoint, CheckpointLog } from '../../checkpoint-log.ts'
 import { recordSequence, sequenceAltered, standbyRefused } from '../../preconditions.ts'
+import { answered, serverSilent } from '../../sessions.ts'
 import type { Capture, Page } from '../capture.ts'
 import { type Anchor, type Delta, isTriviallyEmpty } from './delta.ts'
 import { type PageBounds, type PageRows, readPage } from './page-reader.ts'
@@ -73,6 +74,9 @@ const SETTLE_INTERVAL_MS = 10_000
 
 /** How often it writes while open transactions hold `seq` values that are not committed yet. */
 const CATCH_UP_INTERVAL_MS = 200
+
+/** How long a look may take: it is one trivial query. */
+const LOOK_TIMEOUT_MS = 10_000
 
 /** A delta that may span more pages than this gets its floor raised before it is opened. */
 const LARGE_DELTA_PAGES = 4
@@ -182,7 +186,9 @@ export class PollingCapture implements Capture {
   /** Takes a snapshot, and the delta up to it. */
   async #look(): Promise<Delta> {
     const floor = this.#provenFloor
-    const { rows } = await this.#options.reader.query(this.#lookSql, [this.#sequence])
+    const { clock, reader, signals } = this.#options
+    const looking = reader.query(this.#lookSql, [this.#sequence])
+    const { rows } = await withDeadline(clock, looking, LOOK_TIMEOUT_MS, serverSilent)
     const { snapshot, high, standby, backend } = rows[0] as Look
     if (standby) throw standbyRefused()
     this.#backend ??= backend
@@ -192,7 +198,7 @@ export class PollingCapture implements Capture {
     this.#lastHigh = reached
     const target: Anchor = { snapshot: Snapshot.parse(snapshot), floor }
     const delta: Delta = { base: this.#cursor.base, target, high: this.#lastHigh }
-    await this.#options.signals.reach('capture:look', delta)
+    await signals.reach('capture:look', delta)
     return delta
   }
 
@@ -205,8 +211,8 @@ export class PollingCapture implements Capture {
   }
 
   async #readPage(delta: Delta, after: bigint): Promise<PolledPage | undefined> {
-    const { reader, schema, shards, bounds } = this.#options
-    const rows = await readPage(reader, schema, { delta, after, shards }, bounds)
+    const { bounds, clock, reader, schema, shards } = this.#options
+    const rows = await answered(clock, readPage(reader, schema, { delta, after, shards }, bounds))
     return rows && { messages: rows.messages, bytes: rows.bytes, delta, rows }
   }
 
