@@ -57,7 +57,7 @@ again by the next instance.`,
       value: '<bytes>',
     }),
     pageSize: integerFlag({
-      byDefault: '1000',
+      byDefault: '500',
       environment: ['MILLRACE_PAGE_SIZE'],
       max: 100_000,
       min: 1,

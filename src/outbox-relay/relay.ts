@@ -33,7 +33,10 @@ export interface RelayOptions {
   readonly onError?: (error: Error) => void
   /** The size of a page, bytes. At most two pages are in memory. A single larger event still is a page. Default: 4 MiB. */
   readonly pageBytes?: number
-  /** The size of a page, events. Larger pages make larger broker batches and repeat more after a crash. Default: 1000. */
+  /**
+   * The size of a page, events. Larger pages make larger broker batches, hold more memory and repeat more after a crash.
+   * Default: 500.
+   */
   readonly pageSize?: number
   /**
    * The longest wait between two looks at an idle outbox, milliseconds. Lower it for latency; an idle look costs the
@@ -77,7 +80,7 @@ const DEFAULTS = Object.freeze({
   backoff: { minDelayMs: 50, maxDelayMs: 5000 },
   leaseTtlMs: 10_000,
   pageBytes: 4 * 1024 * 1024,
-  pageSize: 1000,
+  pageSize: 500,
   pollIntervalMs: 25,
   publishTimeoutMs: 10_000,
 })
