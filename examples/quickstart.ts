@@ -7,8 +7,7 @@ import { memory } from '../src/brokers/memory/index.ts' // or kafkajs({ brokers 
 
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL })
 const broker = memory()
-await migrate(pool)
-await broker.admin.createTopic('orders')
+await Promise.all([migrate(pool), broker.admin.createTopic('orders')])
 
 // The orders service: the event is part of the order's transaction.
 const orders = pgTable('orders', { id: text().primaryKey(), total: integer().notNull() })
@@ -18,12 +17,11 @@ await drizzle(pool).transaction(async (tx) => {
   await outbox.append(tx, { topic: 'orders', key: 'o-1', type: 'order.placed', payload: order })
 })
 
-// The relay: in process as here, or `npx millrace relay`.
-const relay = createRelay({ postgres: pool, broker })
-await relay.start()
+// The relay: in process as here, or `npx millrace relay`. (Keep what createRelay returns, to stop it.)
+await createRelay({ postgres: pool, broker }).start()
 
 // The billing service: the invoice and the inbox row are one transaction.
-const consumer = createConsumer({
+await createConsumer({
   broker,
   group: 'billing',
   topics: ['orders'],
@@ -32,5 +30,4 @@ const consumer = createConsumer({
     const order = message.json<{ id: string; total: number }>()
     await tx.query('insert into invoices (order_id, total) values ($1, $2)', [order.id, order.total])
   },
-})
-await consumer.start()
+}).start()
