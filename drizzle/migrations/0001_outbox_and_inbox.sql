@@ -139,6 +139,13 @@ begin
 end
 $function$;
 
+-- append_json() is append() for a payload that is at hand as JSON, as in a trigger: to_jsonb(new). A header of the same
+-- name goes before the content-type.
+create function :outbox.append_json(topic text, key text, type text, payload jsonb, headers jsonb default '{}')
+returns uuid language sql volatile
+return :outbox.append(topic, key, type, convert_to(payload::text, 'UTF8'),
+                      jsonb '{"content-type": "application/json"}' || coalesce(headers, '{}'));
+
 -- The inbox: which messages a consumer has handled. The row is written in the transaction of the effect.
 -- bucket: from the time in the uuid v7, so that one id always meets the same unique index; -1 for ids without a time.
 create table :inbox.message (

@@ -4,11 +4,21 @@
  * for; flags over environment, all problems at once, exit codes as a contract. This file is the `bin` and nothing else:
  * it hands the process to the table, and is never imported. What runs for long lives in `src/daemon`.
  */
+import { endWithNpx } from './launcher.ts'
 import { DAEMON_NODE_FLAGS, runUnder } from './node-flags.ts'
+import { nodeTooOld } from './node-version.ts'
 import { runCli } from './run-cli.ts'
 import { muteWarnings } from './warnings.ts'
 
-if (process.argv[2] === 'relay') runUnder(DAEMON_NODE_FLAGS, process.env)
+const tooOld = nodeTooOld()
+if (tooOld !== undefined) {
+  process.stderr.write(`${tooOld}\n`)
+  process.exit(1)
+}
+if (process.argv[2] === 'relay') {
+  runUnder(DAEMON_NODE_FLAGS, process.env)
+  endWithNpx(process.env)
+}
 muteWarnings('TimeoutNegativeWarning')
 const code = await runCli(process.argv.slice(2), {
   environment: process.env,

@@ -33,7 +33,11 @@ export class OptionCheck {
     for (const name of Object.keys(options)) {
       if (known.includes(name)) continue
       const near = nearest(name, known)
-      this.add(name, 'an unknown option', near ? `did you mean \`${near}\`?` : `one of ${known.join(', ')}`)
+      this.add(
+        name,
+        'an unknown option',
+        near ? `one that is known; did you mean \`${near}\`?` : `one of ${known.join(', ')}`,
+      )
     }
   }
 

@@ -48,19 +48,19 @@ export async function dispatch(
     pending = unresolved.map((one) => pending[one.index] as OutgoingMessage)
     const waitMs = backoffMs(failures, backoff, clock)
     const first = unresolved[0] as Unresolved
-    logger.warn(
-      {
-        unresolved: unresolved.length,
-        outcome: first.outcome,
-        class: first.class,
-        topic: pending[0]?.topic,
-        id: pending[0]?.id,
-        error: first.error.message,
-        failures,
-        waitMs: Math.round(waitMs),
-      },
-      'the broker did not take everything; the rest is sent again',
-    )
+    const fields = {
+      unresolved: unresolved.length,
+      outcome: first.outcome,
+      class: first.class,
+      topic: pending[0]?.topic,
+      id: pending[0]?.id,
+      error: first.error.message,
+      failures,
+      waitMs: Math.round(waitMs),
+    }
+    if (first.class === 'poison')
+      logger.error(fields, 'the broker refuses an event for good, and the relay waits for it')
+    else logger.warn(fields, 'the broker did not take everything; the rest is sent again')
     await delay(clock, waitMs, signal)
     if (signal.aborted) return false
   }

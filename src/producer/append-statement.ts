@@ -10,7 +10,8 @@
  * The planner inlines `shard_of`. There is no RETURNING: the application's role may only insert. Function scans keep
  * the order of their arrays, so seq rises in the order of the events.
  */
-import { qualified } from '../postgres/schemas.ts'
+import { MillraceError } from '../core/errors.ts'
+import { qualified, schemaFlags } from '../postgres/schemas.ts'
 import type { SchemaNames, Sql } from '../postgres/sql.ts'
 import { failedTransaction } from '../postgres/transactions/pg.ts'
 import type { EventRow } from './event-rows.ts'
@@ -21,12 +22,16 @@ const MAX_ROWS = 1_000
 const MAX_BYTES = 8 * 1024 * 1024
 
 const IN_FAILED_TRANSACTION = '25P02'
+/** Undefined table, schema, function. */
+const NOT_MIGRATED = new Set<unknown>(['42P01', '3F000', '42883'])
 
 /** Writes rows into the outbox of one schema. */
 export class AppendStatement {
+  readonly #schemas: SchemaNames
   readonly #text: string
 
   constructor(schemas: SchemaNames) {
+    this.#schemas = schemas
     this.#text =
       `insert into ${qualified(schemas.outbox, 'record')} (shard, id, topic, key, type, payload, headers) ` +
       `select ${qualified(schemas.outbox, 'shard_of')}(coalesce(v.key, v.id::text)), v.id, v.topic, v.key, v.type, ` +
@@ -46,12 +51,24 @@ export class AppendStatement {
       try {
         await transaction().query(this.#text, parameters(rows, from, to))
       } catch (error) {
-        // A driver learns that its transaction failed one packet after the error that says so.
-        throw (error as { code?: unknown }).code === IN_FAILED_TRANSACTION ? failedTransaction(error) : error
+        throw explained(error, this.#schemas)
       }
       from = to
     }
   }
+}
+
+function explained(error: unknown, schemas: SchemaNames): unknown {
+  const { code } = error as { code?: unknown }
+  // A driver learns that its transaction failed one packet after the error that says so.
+  if (code === IN_FAILED_TRANSACTION) return failedTransaction(error)
+  if (!NOT_MIGRATED.has(code)) return error
+  const flags = schemaFlags(schemas)
+  return new MillraceError(
+    'SCHEMA_MISSING',
+    `the database has no outbox in the schema ${schemas.outbox}; run: npx millrace migrate --database-url …${flags}`,
+    { cause: error },
+  )
 }
 
 function parameters(rows: readonly EventRow[], from: number, to: number): unknown[] {

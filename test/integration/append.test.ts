@@ -138,6 +138,19 @@ for (const version of [15, 18] as const) {
       })
     })
 
+    test('a database that was not migrated is told as such, with the command', async () => {
+      const bare = await createTestDatabase({ migrate: false, version })
+      const client = await bare.pool.connect()
+      await client.query('begin')
+      const outbox = createOutbox({ schemas: { outbox: 'shop' } })
+      await expect(outbox.append(client, { topic: 't', key: 'k', type: 'x', payload: 1 })).rejects.toMatchObject({
+        code: 'SCHEMA_MISSING',
+        message: expect.stringContaining("npx millrace migrate --database-url … --outbox-schema 'shop'") as string,
+      })
+      client.release(true)
+      await bare.close()
+    })
+
     test('a failed transaction is told as such when the database says it first', async () => {
       await withClient(version, async (client) => {
         await client.query('begin')

@@ -129,6 +129,34 @@ for (const version of [15, 18] as const) {
       await database.close()
     })
 
+    test('append_json takes JSON as a trigger has it, backslashes and quotes included, and says so in a header', async () => {
+      const database = await createTestDatabase({ version })
+      await database.pool.query(
+        `create table orders (id text primary key, note text);
+         create function publish() returns trigger language plpgsql as $$
+         begin
+           perform outbox.append_json('orders', new.id, 'order.placed', to_jsonb(new));
+           return null;
+         end $$;
+         create trigger publish after insert on orders for each row execute function publish()`,
+      )
+      const note = 'C:\\dir "quoted" ☃'
+      await database.pool.query('insert into orders values ($1, $2)', ['o', note])
+      await database.pool.query(`select outbox.append_json('t', 'k', 'x', '1', '{"content-type":"text/plain"}')`)
+      const { rows } = await database.pool.query<{ payload: Buffer; headers: object }>(
+        'select payload, headers from outbox.record order by seq',
+      )
+      expect(JSON.parse(String(rows[0]?.payload))).toEqual({ id: 'o', note })
+      expect(rows.map(({ headers }) => headers)).toEqual([
+        { 'content-type': 'application/json' },
+        { 'content-type': 'text/plain' },
+      ])
+      await expect(database.pool.query(`select outbox.append_json('t', 'k', 'x', null)`)).rejects.toThrow(
+        'payload is null',
+      )
+      await database.close()
+    })
+
     test('a role that may only insert can use it and the library, and can read nothing back', async () => {
       const database = await createTestDatabase({ version })
       const role = `writer_${database.name}`

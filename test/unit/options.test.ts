@@ -28,7 +28,7 @@ describe('OptionCheck', () => {
       check.satisfies('pollIntervalMs', (value) => typeof value === 'number', 'a number')
     })
     expect(message).toContain('createThing: 4 problem(s)')
-    expect(message).toContain('pagesize: got an unknown option; expected did you mean `pageSize`?')
+    expect(message).toContain('pagesize: got an unknown option; expected one that is known; did you mean `pageSize`?')
     expect(message).toContain('broker: got nothing; expected a broker')
     expect(message).toContain('pageSize: got 1.5; expected an integer from 1 to 10')
     expect(message).toContain("pollIntervalMs: got 'soon'; expected a number")

@@ -1,6 +1,6 @@
 /**
  * Capture: how the relay reads committed records. A capture yields pages; the relay opens each page, publishes it, and
- * says so. Both ways of reading, by polling and by logical replication, stand behind this port.
+ * says so. Polling is the first way of reading; a reader of the WAL will stand behind the same port.
  */
 import type { OutgoingMessage } from '../../core/message.ts'
 
