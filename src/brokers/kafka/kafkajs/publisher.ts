@@ -242,7 +242,7 @@ function byPartition(records: readonly ProduceRecord[]): ProduceRecord[][] {
 
 function errorFor(record: ProduceRecord, errorClass: ErrorClass, verdict: Verdict): MillraceError {
   const { id, topic } = record.message
-  const why = verdict.cause instanceof Error ? verdict.cause.message : 'the brokers changed places before it was stored'
+  const why = reasonOf(verdict)
   const details = { bytes: record.sizeBytes, id, partition: record.partition, topic }
   const options = { cause: verdict.cause, details }
   switch (errorClass) {
@@ -262,6 +262,11 @@ function errorFor(record: ProduceRecord, errorClass: ErrorClass, verdict: Verdic
         options,
       )
   }
+}
+
+function reasonOf({ cause, unknownTopic }: Verdict): string {
+  if (unknownTopic) return 'the topic does not exist; create it, or correct the name in the event'
+  return cause instanceof Error ? cause.message : 'the brokers changed places before it was stored'
 }
 
 function tooLarge(record: ProduceRecord, largest: number): MillraceError {
