@@ -43,18 +43,17 @@ export async function requireDatabase(pool: Pool): Promise<void> {
   try {
     await pool.query('select 1')
   } catch (cause) {
-    const { code } = cause as { code?: unknown }
-    throw new MillraceError(
-      'DATABASE_UNREACHABLE',
-      `cannot use the database: ${explainError(cause)}. ${hintOf(code)}.`,
-      { cause },
-    )
+    const why = explainError(cause)
+    throw new MillraceError('DATABASE_UNREACHABLE', `cannot use the database: ${why}. ${hintOf(cause, why)}.`, {
+      cause,
+    })
   }
 }
 
-/** What to look at, by what the server or the socket says. */
-function hintOf(code: unknown): string {
-  switch (code) {
+/** What to look at, by what the server or the socket says. `pg` has no code for a password that was not given. */
+function hintOf(error: unknown, text: string): string {
+  if (text.startsWith('SASL')) return 'It asks for a password: put it into the URL, or into PGPASSWORD'
+  switch ((error as { code?: unknown }).code) {
     case 'ECONNREFUSED':
       return 'Nothing listens there: check host and port, and that Postgres runs'
     case 'ENOTFOUND':
@@ -63,6 +62,8 @@ function hintOf(code: unknown): string {
     case '28000':
     case '28P01':
       return 'It refuses this user: check user, password and pg_hba.conf'
+    case '42501':
+      return 'Its role lacks a right: grant it what the relay needs on the outbox schema'
     case '3D000':
       return 'It is not there: check the name, or create it'
     default:
