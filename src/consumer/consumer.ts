@@ -117,7 +117,7 @@ export class GroupConsumer implements Consumer {
     this.#dispatcher = new Dispatcher({
       clock,
       concurrency: options.concurrency,
-      effects: new EffectTransaction({ group, handle, inbox, pool, signals, system: broker.system }),
+      effects: new EffectTransaction({ clock, group, handle, inbox, pool, signals, system: broker.system }),
       groupSize: options.groupSize,
       logger,
       onDone: (deliveries) => this.#done(deliveries),

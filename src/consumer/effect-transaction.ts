@@ -1,3 +1,4 @@
+import { type Clock, withDeadline } from '../core/clock.ts'
 import { MillraceError } from '../core/errors.ts'
 import type { Signals } from '../core/signals.ts'
 import { inboxKey, type Inbox, type InboxKey } from '../inbox/index.ts'
@@ -27,6 +28,7 @@ export type EffectResult =
 
 /** What an {@link EffectTransaction} works with. */
 export interface EffectContext {
+  readonly clock: Clock
   readonly group: string
   readonly handle: Handler<PgClient>
   readonly inbox: Inbox
@@ -35,6 +37,12 @@ export interface EffectContext {
   /** The broker's name in traces. */
   readonly system: string
 }
+
+/** How long Postgres may take to open a transaction, to commit or to roll back before the connection counts as lost. */
+const ANSWER_TIMEOUT_MS = 15_000
+
+/** How long a claim may take: it waits for whoever is applying the same message at this moment. */
+const CLAIM_TIMEOUT_MS = 300_000
 
 type Stage = 'opening' | 'handling' | 'committing'
 
@@ -48,8 +56,9 @@ export class EffectTransaction {
 
   /** Claims the messages in the inbox, runs the handler for those that are new, one after the other, and commits. */
   apply(deliveries: readonly Delivery[], signal: AbortSignal): Promise<EffectResult> {
-    return this.#run(signal, async (client, enter) => {
-      const fresh = await this.#context.inbox.claim(client, deliveries.map(keyOf))
+    return this.#run(signal, async (client, connection, enter) => {
+      const claiming = this.#context.inbox.claim(client, deliveries.map(keyOf))
+      const fresh = await connection.answers(claiming, CLAIM_TIMEOUT_MS)
       enter('handling')
       let duplicates = 0
       for (const delivery of deliveries) {
@@ -64,15 +73,15 @@ export class EffectTransaction {
 
   /** Sets a message aside for good; it is a duplicate if it was handled or set aside before. */
   deadLetter(delivery: Delivery, signal: AbortSignal): Promise<EffectResult> {
-    return this.#run(signal, async (client) => {
-      const stored = await this.#context.inbox.deadLetter(client, {
+    return this.#run(signal, async (client, connection) => {
+      const storing = this.#context.inbox.deadLetter(client, {
         attempts: delivery.failures,
         error: delivery.lastError,
         firstFailedAtMs: delivery.firstFailedAtMs,
         key: keyOf(delivery),
         message: delivery.message,
       })
-      return stored ? 0 : 1
+      return (await connection.answers(storing, CLAIM_TIMEOUT_MS)) ? 0 : 1
     })
   }
 
@@ -90,13 +99,25 @@ export class EffectTransaction {
     }
   }
 
+  /** A client that comes too late goes back at once. */
+  async #connect(): Promise<PgClient> {
+    const { clock, pool } = this.#context
+    const connecting = pool.connect()
+    try {
+      return await withDeadline(clock, connecting, ANSWER_TIMEOUT_MS, silent)
+    } catch (error) {
+      connecting.then((late) => late.release()).catch(() => {})
+      throw error
+    }
+  }
+
   async #run(
     signal: AbortSignal,
-    body: (client: PgClient, enter: (stage: Stage) => void) => Promise<number>,
+    body: (client: PgClient, connection: Connection, enter: (stage: Stage) => void) => Promise<number>,
   ): Promise<EffectResult> {
     let client: PgClient
     try {
-      client = await this.#context.pool.connect()
+      client = await this.#connect()
     } catch (error) {
       return { kind: 'unwell', error }
     }
@@ -104,16 +125,16 @@ export class EffectTransaction {
       client.release()
       return { kind: 'abandoned' }
     }
-    const connection = new Connection(client, signal)
+    const connection = new Connection(client, signal, this.#context.clock)
     let stage: Stage = 'opening'
     try {
-      await client.query(this.#context.inbox.beginText)
-      const duplicates = await body(client, (next) => (stage = next))
+      await connection.answers(client.query(this.#context.inbox.beginText))
+      const duplicates = await body(client, connection, (next) => (stage = next))
       await this.#context.signals.reach('consumer.commit')
       if (signal.aborted) return { kind: 'abandoned' }
       stage = 'committing'
       connection.commitSent()
-      const answer = (await client.query('commit')) as { readonly command?: unknown }
+      const answer = (await connection.answers(client.query('commit'))) as { readonly command?: unknown }
       // To COMMIT in a failed transaction the server answers ROLLBACK, and no error.
       if (answer.command === 'ROLLBACK') throw rolledBack()
       await this.#context.signals.reach('consumer.committed')
@@ -126,6 +147,10 @@ export class EffectTransaction {
       connection.giveBack()
     }
   }
+}
+
+function silent(): MillraceError {
+  return new MillraceError('CONNECTION_LOST', 'Postgres does not answer')
 }
 
 function classify(error: unknown, lost: Error | undefined, stage: Stage): EffectResult {
@@ -158,6 +183,7 @@ class Connection {
   /** What broke the connection. */
   lost: Error | undefined
   readonly #client: PgClient
+  readonly #clock: Clock
   readonly #signal: AbortSignal
   #held = true
   readonly #onLost = (error?: Error): void => {
@@ -166,12 +192,18 @@ class Connection {
   /** Closing it makes the server roll back whatever the handler is doing, and nothing of it can commit any more. */
   readonly #onAbort = (): void => this.#release(true)
 
-  constructor(client: PgClient, signal: AbortSignal) {
+  constructor(client: PgClient, signal: AbortSignal, clock: Clock) {
     this.#client = client
+    this.#clock = clock
     this.#signal = signal
     client.on('error', this.#onLost)
     client.on('end', this.#onLost)
     signal.addEventListener('abort', this.#onAbort, { once: true })
+  }
+
+  /** The answer of Postgres; without one in time the connection counts as lost, and is closed. */
+  answers<T>(answer: Promise<T>, timeoutMs: number = ANSWER_TIMEOUT_MS): Promise<T> {
+    return withDeadline(this.#clock, answer, timeoutMs, () => (this.lost ??= silent()))
   }
 
   /** An abort comes too late from now on. */
@@ -182,7 +214,7 @@ class Connection {
   async rollBack(): Promise<void> {
     if (!this.#held || this.lost !== undefined) return
     try {
-      await this.#client.query('rollback')
+      await this.answers(this.#client.query('rollback'))
     } catch (error) {
       this.lost ??= error instanceof Error ? error : new Error(String(error))
     }

@@ -143,7 +143,7 @@ describeWith('nats', 'reading from JetStream', () => {
     expect([member.received.length, other.received.length, member.lost.length]).toEqual([10_001, 0, 0])
   })
 
-  test('messages of other producers have the id they came with, else their place in the stream', async () => {
+  test('messages of other producers have the id they came with in their stream, else their place and time there', async () => {
     const stage = onServer()
     await stage.publisher()
     const { nc } = await stage.plain()
@@ -160,11 +160,12 @@ describeWith('nats', 'reading from JetStream', () => {
     const member = stage.member(6000)
     await member.start()
     await member.count(4)
+    const placed = (seq: number): unknown => expect.stringMatching(new RegExp(`^${stage.topic}/${seq}/\\d{19}$`))
     expect(member.received).toMatchObject([
-      { headers: { tenant: 'acme' }, id: 'theirs', key: null, timeMs: 0, type: '' },
-      { headers: {}, id: `${stage.topic}/2`, key: null },
-      { id: `${stage.topic}/3` },
-      { id: `${stage.topic}/4`, payload: Buffer.alloc(0) },
+      { headers: { tenant: 'acme' }, id: `${stage.topic}/theirs`, key: null, timeMs: 0, type: '' },
+      { headers: {}, id: placed(2), key: null },
+      { id: placed(3) },
+      { id: placed(4), payload: Buffer.alloc(0) },
     ])
     expect(member.received.map(({ payload }) => String(payload))).toEqual(['with id', 'bare', 'broken', ''])
   })

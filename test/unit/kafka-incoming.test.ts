@@ -6,7 +6,7 @@ const FOREIGN = { attributes: 0, headers: {}, key: null, offset: '7', timestamp:
 test('a message that Millrace did not write gets an id from where it stands, no type, and the time of the record', () => {
   const message = incomingMessage('orders', 3, FOREIGN)
   expect(message).toMatchObject({
-    id: 'orders/3/7',
+    id: 'orders/3/7/1790000000123',
     key: null,
     payload: null,
     position: 7n,

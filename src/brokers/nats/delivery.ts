@@ -17,6 +17,8 @@ export interface Delivery {
   readonly redelivered: boolean
   readonly stream: string
   readonly streamSeq: number
+  /** When the stream stored it, nanoseconds since the epoch, decimal digits. */
+  readonly storedAt: string
 }
 
 /**
@@ -37,12 +39,13 @@ export function readDelivery(message: Msg): Delivery | undefined {
     redelivered: tokens[first + 2] !== '1',
     stream: tokens[first] as string,
     streamSeq: Number(tokens[first + 3]),
+    storedAt: tokens[first + 5] as string,
   }
 }
 
 /**
- * The delivery as the port has it. A message that Millrace did not write has no `millrace-id`: its `Nats-Msg-Id` serves,
- * else its place in the stream, which is as stable. What begins with `Nats-` is the server's and no header of the user.
+ * The delivery as the port has it. A message that Millrace did not write has no `millrace-id`: its `Nats-Msg-Id` serves
+ * within its stream, else its place there and its time, which a stream that is made anew does not repeat. What begins with `Nats-` is the server's and no header of the user.
  */
 export function toIncoming(delivery: Delivery, partition: Partition): IncomingMessage {
   const message = delivery.message as Msg
@@ -64,7 +67,7 @@ export function toIncoming(delivery: Delivery, partition: Partition): IncomingMe
   const wire = readHeaders(entries)
   return {
     headers: wire.headers as Headers,
-    id: wire.id ?? msgId ?? `${delivery.stream}/${delivery.streamSeq}`,
+    id: wire.id ?? `${delivery.stream}/${msgId ?? `${delivery.streamSeq}/${delivery.storedAt}`}`,
     key: wire.key === undefined ? null : decodeText(wire.key),
     partition: partition.partition,
     payload: Buffer.from(data.buffer, data.byteOffset, data.byteLength),

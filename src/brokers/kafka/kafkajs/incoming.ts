@@ -3,8 +3,8 @@ import { readHeaders } from '../../../core/wire.ts'
 import type { IncomingMessage } from '../../broker.ts'
 
 /**
- * A message as it came from kafkajs, as the port has it. A foreign message gets an id from where it stands, which is the
- * same on every delivery, and the record's own time. A key that is no UTF-8 is read as if it were: two such keys may
+ * A message as it came from kafkajs, as the port has it. A foreign message gets an id from where it stands and the
+ * record's own time: the same on every delivery, and another one when the topic is made anew. A key that is no UTF-8 is read as if it were: two such keys may
  * look alike, which costs them concurrency and nothing else.
  */
 export function incomingMessage(topic: string, partition: number, message: KafkaMessage): IncomingMessage {
@@ -20,7 +20,7 @@ export function incomingMessage(topic: string, partition: number, message: Kafka
   const { headers, id, timeMs, type } = readHeaders(entries)
   return {
     headers,
-    id: id ?? `${topic}/${partition}/${offset}`,
+    id: id ?? `${topic}/${partition}/${offset}/${message.timestamp}`,
     key: key === null ? null : key.toString(),
     partition,
     payload: value,
