@@ -41,7 +41,9 @@ describe('the packed package', () => {
     const files = out.trim().split('\n')
     const tops = new Set(files.map((file) => file.split('/')[1]))
     expect(
-      [...tops].filter((top) => !/^(dist|docs|package\.json|README\.md|LICENSE|CHANGELOG\.md|DESIGN\.md)$/.test(top ?? '')),
+      [...tops].filter(
+        (top) => !/^(dist|docs|package\.json|README\.md|LICENSE|CHANGELOG\.md|DESIGN\.md)$/.test(top ?? ''),
+      ),
     ).toEqual([])
     expect(files).toContain('package/dist/drizzle/migrations/0001_outbox_and_inbox.sql')
     expect(files.filter((file) => /\.test\.|(?<!\.d)\.ts$/.test(file))).toEqual([])
