@@ -132,27 +132,31 @@ for (const version of [18, 15] as const) {
     })
 
     test('renewing and taking over lock the rows in one order, wherever they lie: no deadlock', async () => {
-      await database.pool.query(`update outbox.lease set holder = null where shard < 8`)
-      const [owner, contender] = [await database.pool.connect(), await database.pool.connect()]
+      const [owner, contender, gate] = await Promise.all([1, 2, 3].map(() => database.pool.connect()))
+      if (owner === undefined || contender === undefined || gate === undefined) throw new Error('no connection')
       const options = { clock: systemClock, schema: 'outbox', ttlMs: 60_000 }
-      const codes: unknown[] = []
-      for (let round = 0; round < 1000; round++) {
-        const lease = (await Lease.acquire(owner, { ...options, holder: 'owner' })) as Lease
-        await database.pool.query(`update outbox.lease set expires_at = '-infinity'`)
-        const taking = Lease.acquire(contender, { ...options, holder: 'contender' })
-        for (const one of await Promise.allSettled([taking, lease.renew(owner)])) {
-          if (one.status === 'rejected') codes.push((one.reason as { code?: string }).code)
-        }
-        await database.pool.query(
-          `update outbox.lease set expires_at = '-infinity', token = null, backend_pid = null where shard >= 8`,
-        )
-        await database.pool.query(
-          `update outbox.lease set expires_at = '-infinity', token = null, backend_pid = null where shard < 8`,
-        )
+      const lease = (await Lease.acquire(owner, { ...options, holder: 'owner' })) as Lease
+      // The first rows now lie behind the others, and nothing but an `order by` brings them into the order of the shards.
+      await database.pool.query(`update outbox.lease set expires_at = '-infinity' where shard >= 8`)
+      await database.pool.query(`update outbox.lease set expires_at = '-infinity' where shard < 8`)
+      await owner.query('set enable_indexscan = off; set enable_bitmapscan = off')
+      const waiting = async (count: number): Promise<void> => {
+        const text = `select count(*)::int as n from pg_stat_activity
+                      where datname = current_database() and wait_event_type = 'Lock'`
+        while ((await database.pool.query(text)).rows[0].n < count) await database.pool.query('select pg_sleep(0.01)')
       }
-      expect(codes.filter((code) => code !== 'LEASE_LOST')).toEqual([])
-      owner.release()
-      contender.release()
+      await gate.query('begin')
+      await gate.query('select from outbox.lease where shard = 4 for update')
+      // The takeover holds 0 to 3 and waits for 4; the renewal must not hold 8 to 15 while it waits for 0.
+      const taking = Lease.acquire(contender, { ...options, holder: 'contender' })
+      await waiting(1)
+      const renewing = lease.renew(owner)
+      renewing.catch(() => {})
+      await waiting(2)
+      await gate.query('commit')
+      expect(await taking).toBeDefined()
+      await expect(renewing).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      for (const client of [owner, contender, gate]) client.release(true)
     })
 
     test('a relay whose lease is taken away stops writing, and stands by', async () => {

@@ -112,3 +112,18 @@ test('the wait grows while nothing gets through, begins anew when something does
   await dispatch(page, built, never)
   expect(waits).toEqual([10, 20, 40, 10, 10])
 })
+
+test('an event that is refused for good is told at level error with its id, anything else at warn', async () => {
+  const told: unknown[] = []
+  const logger = {
+    ...silentLogger,
+    error: (fields: object) => told.push(['error', fields]),
+    warn: (fields: object) => told.push(['warn', fields]),
+  }
+  const { built } = options([[unresolved(1, { class: 'poison' })], [unresolved(0)]], { logger })
+  await dispatch(page, built, never)
+  expect(told).toMatchObject([
+    ['error', { class: 'poison', id: 'id-2', topic: 't' }],
+    ['warn', { class: 'retry', id: 'id-2' }],
+  ])
+})
