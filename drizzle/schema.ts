@@ -32,6 +32,8 @@ export type { DrizzleTransaction } from '../src/postgres/transactions/drizzle.ts
 const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' })
 /** A transaction id, decimal digits. */
 const xid8 = customType<{ data: string }>({ dataType: () => 'xid8' })
+/** A place in the WAL in its text form, `X/Y`. */
+const pgLsn = customType<{ data: string }>({ dataType: () => 'pg_lsn' })
 /** A snapshot in its text form, `xmin:xmax:xip,…`. */
 const pgSnapshot = customType<{ data: string }>({ dataType: () => 'pg_snapshot' })
 
@@ -71,6 +73,10 @@ function outboxTables(schema: string) {
         targetFloor: bigint('target_floor', { mode: 'bigint' }),
         high: bigint('high', { mode: 'bigint' }),
         after: bigint('after', { mode: 'bigint' }),
+        wal: pgLsn('wal'),
+        walTx: pgLsn('wal_tx'),
+        walRows: bigint('wal_rows', { mode: 'bigint' }),
+        publication: text('publication'),
         writer: xid8('writer')
           .notNull()
           .default(sql`pg_current_xact_id()`),

@@ -60,6 +60,9 @@ insert into :outbox.lease (shard) select generate_series(0, 15);
 
 -- How far the shards are published: a log that only grows, in two buckets that are truncated in turn. The newest row
 -- that names a shard is that shard's checkpoint. writer certifies the row: it is valid while its xmin is that xid.
+-- base is a snapshot whose records all are published. What goes beyond it is the open delta of a relay that polls
+-- (target to after), or the place in the WAL of one that streams: all before wal is published, and of the transaction
+-- that commits at wal_tx the first wal_rows changes; publication is the fingerprint under which that was read.
 create table :outbox.checkpoint (
   bucket       smallint    not null,
   n            bigint      not null generated always as identity,
@@ -71,6 +74,10 @@ create table :outbox.checkpoint (
   target_floor bigint,
   high         bigint,
   after        bigint,
+  wal          pg_lsn,
+  wal_tx       pg_lsn,
+  wal_rows     bigint,
+  publication  text,
   writer       xid8        not null default pg_current_xact_id(),
   written_at   timestamptz not null default clock_timestamp()
 ) partition by list (bucket);
