@@ -210,7 +210,8 @@ class PollingRelay implements Relay {
       try {
         await runTerm(options, signal)
       } catch (error) {
-        if (!worked || signal.aborted || (isMillraceError(error) && !error.retryable)) throw error
+        if (!worked || (isMillraceError(error) && !error.retryable)) throw error
+        if (signal.aborted) return this.#stoppedShort(error as Error)
         this.#epoch = ''
         this.#state = 'recovering'
         this.#count.failures++
@@ -223,6 +224,16 @@ class PollingRelay implements Relay {
         await delay(this.#clock, waitMs, signal)
       }
     }
+  }
+
+  /** The last term lost the lease or the database while it was being put in order: the next owner goes on from there. */
+  #stoppedShort(error: Error): void {
+    this.#count.failures++
+    this.#logger.warn(
+      { error: error.message },
+      'stopped without a last checkpoint; what it would have said is sent again',
+    )
+    this.#options.onError?.(error)
   }
 
   #termOptions(onState: (state: RelayState) => void): TermOptions {

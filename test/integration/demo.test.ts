@@ -92,10 +92,11 @@ describeWith('private postgres18', 'millrace demo', () => {
     'the time limit ends it: a clear failure, the verdict of what is there, and nothing left behind',
     async () => {
       const { environment, folder } = await privateFolder()
-      const args = ['demo', '--orders', '500000', '--timeout-ms', '6000']
+      // Long enough to be under way on a busy machine, and far too short for so many.
+      const args = ['demo', '--orders', '2000000', '--timeout-ms', '15000']
       const { code, out } = await new CliProcess(args, environment).ended
       expect(code).toBe(1)
-      expect(out).toContain('FAILED: it did not come to its end within 6 s. Raise --timeout-ms')
+      expect(out).toContain('FAILED: it did not come to its end within 15 s. Raise --timeout-ms')
       expect(out).toMatch(/\nNOT COMPLETE: committed \d+, effects \d+, lost 0, double 0, out of order 0, .*\n$/)
       expect(await readdir(folder)).toEqual([])
     },
