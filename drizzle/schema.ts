@@ -9,6 +9,7 @@
 import { sql } from 'drizzle-orm'
 import {
   bigint,
+  boolean,
   check,
   customType,
   index,
@@ -100,6 +101,15 @@ function outboxTables(schema: string) {
         .notNull()
         .default(sql`'-infinity'`),
     }),
+    /** The living relays. */
+    member: table('member', {
+      token: uuid('token').primaryKey(),
+      holder: text('holder').notNull(),
+      sharing: boolean('sharing').notNull(),
+      backendPid: integer('backend_pid').notNull(),
+      backendStart: time('backend_start'),
+      expiresAt: time('expires_at').notNull(),
+    }),
     /** Which migrations the database has. */
     migration: table('migration', {
       version: integer('version').primaryKey(),
@@ -188,5 +198,5 @@ function inboxTables(schema: string) {
 }
 
 const { inbox, outbox } = millraceTables()
-export const { checkpoint, lease, migration, record } = outbox
+export const { checkpoint, lease, member, migration, record } = outbox
 export const { deadLetter, message } = inbox

@@ -58,6 +58,17 @@ create table :outbox.lease (
 );
 insert into :outbox.lease (shard) select generate_series(0, 15);
 
+-- One row a living relay, by which the relays divide the shards: those that share take an equal number each, one that
+-- does not share wants all of them or none. token is that of its lease rows, and is made anew with every term.
+create table :outbox.member (
+  token         uuid        primary key,
+  holder        text        not null,
+  sharing       boolean     not null,
+  backend_pid   integer     not null,
+  backend_start timestamptz,
+  expires_at    timestamptz not null
+);
+
 -- How far the shards are published: a log that only grows, in two buckets that are truncated in turn. The newest row
 -- that names a shard is that shard's checkpoint. writer certifies the row: it is valid while its xmin is that xid.
 -- base is a snapshot whose records all are published. What goes beyond it is the open delta of a relay that polls

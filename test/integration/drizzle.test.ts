@@ -8,7 +8,10 @@ import { migrate } from '../../src/postgres/migrator.ts'
 import { createOutbox } from '../../src/producer/index.ts'
 import { createTestDatabase, describeWith } from '../support/services.ts'
 
-const TABLES = { inbox: ['dead_letter', 'message'], outbox: ['checkpoint', 'lease', 'migration', 'record'] } as const
+const TABLES = {
+  inbox: ['dead_letter', 'message'],
+  outbox: ['checkpoint', 'lease', 'member', 'migration', 'record'],
+} as const
 
 for (const version of [15, 18] as const) {
   describeWith(`postgres${version}`, `the drizzle tables on PostgreSQL ${version}`, () => {
