@@ -11,6 +11,16 @@ import { isReachable, postgresUser, type SystemUser } from './postgres-user.ts'
 import { allGone, childrenOf } from './processes.ts'
 import { Keeper, ServerProcess } from './server-process.ts'
 
+/** What a server is made from: where it lives, which programs it runs, and as whom. */
+export interface PostgresParts {
+  readonly bin: string
+  readonly folder: string
+  readonly keeper: Keeper
+  readonly origin: string
+  readonly port: number
+  readonly user: SystemUser | undefined
+}
+
 /** How PostgreSQL is asked to stop: when the clients have left, now and cleanly, or as in a crash. */
 export type StopMode = 'smart' | 'fast' | 'immediate'
 
@@ -54,7 +64,7 @@ const SIGNALS = { smart: 'SIGTERM', fast: 'SIGINT', immediate: 'SIGQUIT' } as co
  * await server.dispose()
  */
 export async function startPostgres(options: PostgresOptions = {}): Promise<PostgresServer> {
-  const server = await PostgresServer.create(options)
+  const server = new PostgresServer(options, await postgresParts(options))
   try {
     await server.start()
   } catch (error) {
@@ -64,51 +74,52 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
   return server
 }
 
+/** @internal Finds the programs and makes the folder of a server. */
+export async function postgresParts(options: PostgresOptions): Promise<PostgresParts> {
+  const binaries = await findPostgres(options.version ?? 18)
+  const user = await postgresUser()
+  const folder = await makeFolder(user)
+  const keeper = new Keeper('QUIT', folder)
+  try {
+    const bin = await reachablePrograms(binaries, folder, user)
+    const port = options.port ?? (await freePort())
+    return { bin, folder, keeper, origin: binaries.origin, port, user }
+  } catch (error) {
+    keeper.dismiss()
+    throw error
+  }
+}
+
 /** A private PostgreSQL. Made by {@link startPostgres}. */
 export class PostgresServer implements AsyncDisposable {
   readonly dataDir: string
+  /** @internal Removed with the server; its user may write here. */
+  readonly folder: string
+  /** @internal */
+  readonly options: PostgresOptions
   /** Where the programs came from, for people. */
   readonly origin: string
   readonly port: number
   /** The connection string of the superuser, to the database `postgres`. */
   readonly url: string
+  /** @internal Who runs it and owns its files, when it is not us. */
+  readonly user: SystemUser | undefined
   readonly #bin: string
-  readonly #folder: string
   readonly #keeper: Keeper
-  readonly #options: PostgresOptions
-  readonly #user: SystemUser | undefined
   #process: ServerProcess | undefined
   #version = ''
 
-  private constructor(
-    options: PostgresOptions,
-    parts: { bin: string; folder: string; keeper: Keeper; origin: string; port: number; user: SystemUser | undefined },
-  ) {
+  /** @internal */
+  constructor(options: PostgresOptions, parts: PostgresParts) {
     this.dataDir = options.dataDir ?? join(parts.folder, 'data')
+    this.folder = parts.folder
+    this.options = options
     this.origin = parts.origin
     this.port = parts.port
     this.url = `postgres://postgres@127.0.0.1:${parts.port}/postgres`
+    this.user = parts.user
     this.#bin = parts.bin
-    this.#folder = parts.folder
     this.#keeper = parts.keeper
-    this.#options = options
-    this.#user = parts.user
-  }
-
-  /** @internal */
-  static async create(options: PostgresOptions): Promise<PostgresServer> {
-    const binaries = await findPostgres(options.version ?? 18)
-    const user = await postgresUser()
-    const folder = await makeFolder(user)
-    const keeper = new Keeper('QUIT', folder)
-    try {
-      const bin = await reachablePrograms(binaries, folder, user)
-      const port = options.port ?? (await freePort())
-      return new PostgresServer(options, { bin, folder, keeper, origin: binaries.origin, port, user })
-    } catch (error) {
-      keeper.dismiss()
-      throw error
-    }
   }
 
   /** The process id of the postmaster. */
@@ -130,21 +141,21 @@ export class PostgresServer implements AsyncDisposable {
       {
         args: ['-D', this.dataDir],
         command: join(this.#bin, 'postgres'),
-        cwd: this.#folder,
+        cwd: this.folder,
         env: this.#env(),
         logFile: this.logFile,
-        user: this.#user,
+        user: this.user,
       },
       this.#keeper,
     )
     this.#process = process
-    const timeoutMs = this.#options.startTimeoutMs ?? 60_000
+    const timeoutMs = this.options.startTimeoutMs ?? 60_000
     this.#version = await process.ready('PostgreSQL', timeoutMs, () => askPostgres(this.port))
   }
 
   /** Where the server writes its log. */
   get logFile(): string {
-    return join(this.#folder, 'server.log')
+    return join(this.folder, 'server.log')
   }
 
   /** Stops the server. One that does not stop in time is killed, and SHUTDOWN_TIMEOUT is thrown. Default mode: `fast`. */
@@ -152,7 +163,7 @@ export class PostgresServer implements AsyncDisposable {
     const process = this.#process
     if (!process?.running) return
     process.signal(SIGNALS[mode])
-    const timeoutMs = this.#options.stopTimeoutMs ?? 30_000
+    const timeoutMs = this.options.stopTimeoutMs ?? 30_000
     if (await process.gone(timeoutMs)) return
     await this.kill()
     throw new MillraceError(
@@ -184,7 +195,7 @@ export class PostgresServer implements AsyncDisposable {
   /** Kills the server and removes its temporary folder. */
   async dispose(): Promise<void> {
     await this.kill()
-    await rm(this.#folder, { recursive: true, force: true, maxRetries: 3 })
+    await rm(this.folder, { recursive: true, force: true, maxRetries: 3 })
     this.#keeper.dismiss()
   }
 
@@ -200,20 +211,20 @@ export class PostgresServer implements AsyncDisposable {
   async #initialise(): Promise<void> {
     const args = ['-D', this.dataDir, '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--locale=C', '--no-sync']
     await run(join(this.#bin, 'initdb'), [...args, '--no-instructions'], {
-      cwd: this.#folder,
+      cwd: this.folder,
       env: this.#env(),
-      timeoutMs: this.#options.startTimeoutMs ?? 60_000,
-      user: this.#user,
+      timeoutMs: this.options.startTimeoutMs ?? 60_000,
+      user: this.user,
     })
   }
 
   /** Settings stand in files, not on the command line, so that a test can change them by ALTER SYSTEM. */
   async #configure(): Promise<void> {
-    const settings = { ...SETTINGS, ...this.#options.settings, port: String(this.port) }
+    const settings = { ...SETTINGS, ...this.options.settings, port: String(this.port) }
     const lines = Object.entries(settings).map(([name, value]) => `${name} = '${value.replaceAll("'", "''")}'\n`)
     const file = join(this.dataDir, 'millrace.conf')
     await writeFile(file, lines.join(''))
-    if (this.#user !== undefined) await chown(file, this.#user.uid, this.#user.gid)
+    if (this.user !== undefined) await chown(file, this.user.uid, this.user.gid)
     const main = join(this.dataDir, 'postgresql.conf')
     const include = "\ninclude 'millrace.conf'\n"
     if (!(await readFile(main, 'utf8')).includes(include)) await writeFile(main, include, { flag: 'a' })
@@ -221,7 +232,7 @@ export class PostgresServer implements AsyncDisposable {
 
   #env(): NodeJS.ProcessEnv {
     const own = Object.entries(process.env).filter(([name]) => !name.startsWith('PG') && !name.startsWith('LC_'))
-    return { ...Object.fromEntries(own), HOME: this.#folder, LC_ALL: 'C', TZ: 'UTC' }
+    return { ...Object.fromEntries(own), HOME: this.folder, LC_ALL: 'C', TZ: 'UTC' }
   }
 }
 
