@@ -10,6 +10,7 @@ import { sql } from 'drizzle-orm'
 import {
   bigint,
   boolean,
+  boolean,
   check,
   customType,
   index,
@@ -87,6 +88,18 @@ function outboxTables(schema: string) {
       },
       (t) => [index('checkpoint_n').on(t.n)],
     ),
+    /** How often a process began to relay a shard at one position without progress. */
+    crashStart: table('crash_start', {
+      shard: smallint('shard').primaryKey(),
+      position: text('position').notNull(),
+      starts: integer('starts').notNull(),
+    }),
+    /** Events in whose publishing a relay died. */
+    crashSuspect: table('crash_suspect', {
+      id: uuid('id').primaryKey(),
+      shard: smallint('shard').notNull(),
+      calls: integer('calls').notNull().default(1),
+    }),
     /** Who owns each shard. */
     lease: table('lease', {
       shard: smallint('shard').primaryKey(),
@@ -119,6 +132,73 @@ function outboxTables(schema: string) {
         .notNull()
         .default(sql`clock_timestamp()`),
     }),
+    /** What was discarded of the parked events: who, when and why. */
+    parkedDiscard: table(
+      'parked_discard',
+      {
+        n: identity('n').primaryKey(),
+        shard: smallint('shard').notNull(),
+        seq: bigint('seq', { mode: 'bigint' }).notNull(),
+        id: uuid('id').notNull(),
+        topic: text('topic').notNull(),
+        key: text('key'),
+        type: text('type').notNull(),
+        bytes: integer('bytes').notNull(),
+        parkedAt: time('parked_at').notNull(),
+        discardedAt: time('discarded_at').notNull().defaultNow(),
+        discardedBy: text('discarded_by').notNull(),
+        reason: text('reason').notNull(),
+      },
+      (t) => [index('parked_discard_parked_at').on(t.parkedAt)],
+    ),
+    /** The keys that are parked; an event without a key is parked alone. */
+    parkedKey: table(
+      'parked_key',
+      {
+        lane: uuid('lane').primaryKey(),
+        shard: smallint('shard').notNull(),
+        key: text('key'),
+        id: uuid('id').notNull(),
+        topic: text('topic').notNull(),
+        reason: text('reason', { enum: ['poison', 'crash'] }).notNull(),
+        error: text('error').notNull(),
+        attempts: integer('attempts').notNull().default(1),
+        parkedAt: time('parked_at').notNull().defaultNow(),
+        replay: boolean('replay').notNull().default(false),
+        askedAt: time('asked_at'),
+      },
+      (t) => [
+        check('parked_key_reason_check', sql`reason in ('poison', 'crash')`),
+        index('parked_key_shard').on(t.shard),
+        index('parked_key_asked').on(t.askedAt, t.shard),
+      ],
+    ),
+    /** The parked events, in the order they shall go out. */
+    parkedRecord: table(
+      'parked_record',
+      {
+        n: identity('n').primaryKey(),
+        lane: uuid('lane').notNull(),
+        shard: smallint('shard').notNull(),
+        seq: bigint('seq', { mode: 'bigint' }).notNull(),
+        id: uuid('id').notNull(),
+        topic: text('topic').notNull(),
+        key: text('key'),
+        type: text('type').notNull(),
+        payload: bytea('payload').notNull(),
+        headers: jsonb('headers').$type<Record<string, string>>().notNull(),
+        timeMs: bigint('time_ms', { mode: 'bigint' }).notNull(),
+        bytes: integer('bytes').notNull(),
+        parkedAt: time('parked_at').notNull().defaultNow(),
+        discardBy: text('discard_by'),
+        discardReason: text('discard_reason'),
+      },
+      (t) => [
+        unique('parked_record_lane_id_key').on(t.lane, t.id),
+        index('parked_record_lane_n').on(t.lane, t.n),
+        index('parked_record_id').on(t.id),
+      ],
+    ),
     /** The events. Partitioned by bucket; only ever inserted into, by `append`. */
     record: table(
       'record',

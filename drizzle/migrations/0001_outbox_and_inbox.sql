@@ -96,6 +96,78 @@ create table :outbox.checkpoint_0 partition of :outbox.checkpoint for values in 
 create table :outbox.checkpoint_1 partition of :outbox.checkpoint for values in (1);
 create index checkpoint_n on :outbox.checkpoint (n);
 
+-- Parking: events that the broker refuses for good, and every later one of their keys, in the order they shall go out.
+-- A lane is a key, or one event without a key: the first 16 bytes of SHA-256 over "key:" and the key, or "id:" and the
+-- id, because a key may be longer than an index takes. A row of parked_key stands while its lane is parked: it is written
+-- with the first record and deleted with the last. asked_at says that somebody asked for something, which the shard's owner
+-- carries out: to discard the records that are marked, and with replay to publish the rest.
+create table :outbox.parked_key (
+  lane       uuid        primary key,
+  shard      smallint    not null,
+  key        text,
+  id         uuid        not null,
+  topic      text        not null,
+  reason     text        not null check (reason in ('poison', 'crash')),
+  error      text        not null,
+  attempts   integer     not null default 1,
+  parked_at  timestamptz not null default now(),
+  replay     boolean     not null default false,
+  asked_at   timestamptz
+);
+create index parked_key_shard on :outbox.parked_key (shard);
+create index parked_key_asked on :outbox.parked_key (asked_at, shard);
+
+create table :outbox.parked_record (
+  n              bigint      primary key generated always as identity,
+  lane           uuid        not null,
+  shard          smallint    not null,
+  seq            bigint      not null,
+  id             uuid        not null,
+  topic          text        not null,
+  key            text,
+  type           text        not null,
+  payload        bytea       not null,
+  headers        jsonb       not null,
+  time_ms        bigint      not null,
+  bytes          integer     not null,
+  parked_at      timestamptz not null default now(),
+  discard_by     text,
+  discard_reason text,
+  unique (lane, id)
+);
+create index parked_record_lane_n on :outbox.parked_record (lane, n);
+create index parked_record_id on :outbox.parked_record (id);
+
+-- What was discarded: who, when and why, without the payload.
+create table :outbox.parked_discard (
+  n            bigint      primary key generated always as identity,
+  shard        smallint    not null,
+  seq          bigint      not null,
+  id           uuid        not null,
+  topic        text        not null,
+  key          text,
+  type         text        not null,
+  bytes        integer     not null,
+  parked_at    timestamptz not null,
+  discarded_at timestamptz not null default now(),
+  discarded_by text        not null,
+  reason       text        not null
+);
+create index parked_discard_parked_at on :outbox.parked_discard (parked_at);
+
+-- The crash counter: how often a process began to relay a shard at one position without progress, and the records in
+-- whose publishing processes died.
+create table :outbox.crash_start (
+  shard    smallint primary key,
+  position text     not null,
+  starts   integer  not null
+);
+create table :outbox.crash_suspect (
+  id     uuid     primary key,
+  shard  smallint not null,
+  calls  integer  not null default 1
+);
+
 -- append() for triggers and other languages: the checks of the library, the same shard, one row. It is called inside
 -- the caller's transaction, after the statement that locks the aggregate. The caller needs INSERT on record, no more.
 create function :outbox.append(topic text, key text, type text, payload bytea, headers jsonb default '{}')

@@ -10,7 +10,18 @@ import { createTestDatabase, describeWith } from '../support/services.ts'
 
 const TABLES = {
   inbox: ['dead_letter', 'message'],
-  outbox: ['checkpoint', 'lease', 'member', 'migration', 'record'],
+  outbox: [
+    'checkpoint',
+    'crash_start',
+    'crash_suspect',
+    'lease',
+    'member',
+    'migration',
+    'parked_discard',
+    'parked_key',
+    'parked_record',
+    'record',
+  ],
 } as const
 
 for (const version of [15, 18] as const) {
