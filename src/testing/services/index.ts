@@ -7,6 +7,8 @@
  */
 export { startKafka } from './kafka.ts'
 export type { KafkaOptions } from './kafka.ts'
+export { startKafkaCluster } from './kafka-cluster.ts'
+export type { KafkaCluster, KafkaClusterNode, KafkaClusterOptions } from './kafka-cluster.ts'
 export { startNats } from './nats.ts'
 export type { NatsOptions } from './nats.ts'
 export { startPostgres } from './postgres.ts'

@@ -50,3 +50,24 @@ export function kafkaProperties(node: KafkaNode): string {
     .map(([name, value]) => `${name}=${value}\n`)
     .join('')
 }
+
+/**
+ * What a node of a cluster has otherwise: three replicas of which two must have a record, and a death that is noticed
+ * within two seconds (Kafka's defaults are nine and more).
+ */
+export const KAFKA_CLUSTER_DEFAULTS: Readonly<Record<string, string>> = {
+  'broker.heartbeat.interval.ms': '500',
+  'broker.session.timeout.ms': '2000',
+  'controller.quorum.append.linger.ms': '5',
+  'controller.quorum.election.backoff.max.ms': '300',
+  'controller.quorum.election.timeout.ms': '500',
+  'controller.quorum.fetch.timeout.ms': '1000',
+  'default.replication.factor': '3',
+  'min.insync.replicas': '2',
+  'offsets.topic.replication.factor': '3',
+  'replica.lag.time.max.ms': '5000',
+  'share.coordinator.state.topic.min.isr': '2',
+  'share.coordinator.state.topic.replication.factor': '3',
+  'transaction.state.log.min.isr': '2',
+  'transaction.state.log.replication.factor': '3',
+}

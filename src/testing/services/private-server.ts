@@ -60,6 +60,11 @@ export class PrivateServer implements AsyncDisposable {
     throw new MillraceError('SERVICE_UNAVAILABLE', `${this.#plan.name} is not running: call start() first.`)
   }
 
+  /** Whether its process runs. */
+  get running(): boolean {
+    return this.#process?.running === true
+  }
+
   /** The version the server names. */
   get version(): string {
     return this.#version
