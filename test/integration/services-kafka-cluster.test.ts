@@ -19,7 +19,7 @@ describeWith('private kafka', 'a private Kafka cluster', () => {
       await admin.connect()
       onTestFinished(() => admin.disconnect())
       await admin.createTopics({ topics: [{ topic: 'kept' }], waitForLeaders: false })
-      expect((await cluster.inSync('kept', 0)).inSync.toSorted()).toEqual([1, 2, 3])
+      expect((await cluster.inSync('kept', 0)).inSync.toSorted((a, b) => a - b)).toEqual([1, 2, 3])
       const { configEntries } = (
         await admin.describeConfigs({ includeSynonyms: false, resources: [{ name: 'kept', type: 2 }] })
       ).resources[0] as { configEntries: { configName: string; configValue: string }[] }
