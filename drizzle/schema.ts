@@ -10,7 +10,6 @@ import { sql } from 'drizzle-orm'
 import {
   bigint,
   boolean,
-  boolean,
   check,
   customType,
   index,
