@@ -38,9 +38,6 @@ export interface TermOptions {
   readonly signals: Signals
 }
 
-/** The first wait after an empty poll; it doubles up to `pollIntervalMs`. */
-const FIRST_PAUSE_MS = 2
-
 /** How often a standby looks whether the lease is free. */
 const STANDBY_INTERVAL_MS = 500
 
@@ -115,34 +112,32 @@ async function keepLease(
 }
 
 async function relayPages(options: TermOptions, capture: Capture, lease: Lease, signal: AbortSignal): Promise<void> {
-  const { clock, pollIntervalMs, onPublished } = options
+  const { onPublished } = options
   const dispatching = { ...options, assertHeld: () => lease.assertHeld() }
-  let pauseMs = 0
-  let ahead = capture.read()
+  let ahead: Promise<Page | undefined> | undefined
   try {
     for (;;) {
-      const page = await ahead
+      const page = await (ahead ?? capture.read())
+      ahead = undefined
       if (signal.aborted) return
       if (page === undefined) {
         lease.assertHeld()
-        await capture.idle()
-        pauseMs = Math.min(pollIntervalMs, pauseMs === 0 ? FIRST_PAUSE_MS : pauseMs * 2)
-        await delay(clock, pauseMs, signal)
+        await capture.idle(signal)
         if (signal.aborted) return
-        ahead = capture.read()
         continue
       }
-      pauseMs = 0
       lease.assertHeld()
       await capture.open(page)
-      // The next page is read while this one is published, and is opened only after.
-      ahead = capture.read()
-      ahead.catch(() => {})
+      if (capture.readsAhead) {
+        // It is opened only after this one is published.
+        ahead = capture.read()
+        ahead.catch(() => {})
+      }
       if (!(await dispatch(page.messages, dispatching, signal))) return
       capture.published(page)
       onPublished(page)
     }
   } finally {
-    await ahead.catch(() => {})
+    await ahead?.catch(() => {})
   }
 }

@@ -28,6 +28,7 @@ for (const version of [18, 15] as const) {
         bounds: { maxBytes: 1024 * 1024, maxMessages: 1000 },
         clock: systemClock,
         log: { write: async () => {} },
+        pollIntervalMs: 25,
         reader: onlyLooks(reader),
         schema: 'outbox',
         shards: Array.from({ length: 16 }, (_, shard) => shard),

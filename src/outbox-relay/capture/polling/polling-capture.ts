@@ -42,7 +42,7 @@
  * idle poll is one trivial query. A large backlog is treated likewise before it is opened: one extra write raises the
  * floor of S2, else the step after the backlog would scan all of it again.
  */
-import { type Clock, withDeadline } from '../../../core/clock.ts'
+import { type Clock, delay, withDeadline } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
 import type { Signals } from '../../../core/signals.ts'
 import { type PgClient, quoteIdentifier } from '../../../postgres/sql.ts'
@@ -60,6 +60,8 @@ export interface PollingCaptureOptions {
   readonly clock: Clock
   /** Writes checkpoints, over the connection that holds the lease. */
   readonly log: Pick<CheckpointLog, 'write'>
+  /** The longest wait between two looks at an idle outbox. */
+  readonly pollIntervalMs: number
   /** Reads; a connection of its own, so that a page is read while a checkpoint is written. */
   readonly reader: PgClient
   readonly schema: string
@@ -74,6 +76,9 @@ const SETTLE_INTERVAL_MS = 10_000
 
 /** How often it writes while open transactions hold `seq` values that are not committed yet. */
 const CATCH_UP_INTERVAL_MS = 200
+
+/** The first wait after an empty look; it doubles up to `pollIntervalMs`. */
+const FIRST_PAUSE_MS = 2
 
 /** How long a look may take: it is one trivial query. */
 const LOOK_TIMEOUT_MS = 10_000
@@ -98,6 +103,7 @@ const lookSql = (schema: string): string => `
 
 /** The polling capture; see the head of the file. */
 export class PollingCapture implements Capture {
+  readonly readsAhead = true
   readonly #options: PollingCaptureOptions
   readonly #lookSql: string
   readonly #sequence: string
@@ -116,6 +122,8 @@ export class PollingCapture implements Capture {
   /** The write of progress inside a delta that is under way, if any. */
   #progress: Promise<void> | undefined
   #progressError: Error | undefined
+
+  #pauseMs = 0
 
   constructor(options: PollingCaptureOptions) {
     this.#options = options
@@ -142,6 +150,7 @@ export class PollingCapture implements Capture {
   }
 
   async open(page: Page): Promise<void> {
+    this.#pauseMs = 0
     const { delta, rows } = page as PolledPage
     await this.#settleProgress()
     if (this.#written.open?.delta !== delta) {
@@ -161,7 +170,7 @@ export class PollingCapture implements Capture {
       .then(() => void (this.#progress = undefined))
   }
 
-  async idle(): Promise<void> {
+  async idle(signal: AbortSignal): Promise<void> {
     await this.#settleProgress()
     this.#done = this.#cursor
     const behind = this.#lastHigh - this.#written.base.floor
@@ -172,6 +181,9 @@ export class PollingCapture implements Capture {
       (behind > 0n && sinceMs >= CATCH_UP_INTERVAL_MS) ||
       sinceMs >= SETTLE_INTERVAL_MS
     if (settle) await this.#write(this.#done)
+    const { clock, pollIntervalMs } = this.#options
+    this.#pauseMs = Math.min(pollIntervalMs, this.#pauseMs === 0 ? FIRST_PAUSE_MS : this.#pauseMs * 2)
+    await delay(clock, this.#pauseMs, signal)
   }
 
   async close(): Promise<void> {
