@@ -23,8 +23,13 @@ export const ERROR_CODES = {
   MIGRATION_LOCKED: { retryable: true },
   PARTITION_LOST: { retryable: false },
   PEER_MISSING: { retryable: false },
+  PUBLICATION_INVALID: { retryable: false },
+  PUBLICATION_MISSING: { retryable: false },
   PUBLISH_FATAL: { retryable: false },
   PUBLISH_REFUSED: { retryable: true },
+  REPLICATION_FAILED: { retryable: true },
+  RETENTION_DENIED: { retryable: false },
+  RETENTION_STALLED: { retryable: true },
   SCHEMA_MISSING: { retryable: false },
   SCHEMA_NEWER: { retryable: false },
   SEQUENCE_ALTERED: { retryable: false },
@@ -33,6 +38,7 @@ export const ERROR_CODES = {
   SERVICE_UNAVAILABLE: { retryable: false },
   SHUTDOWN_TIMEOUT: { retryable: false },
   STANDBY_REFUSED: { retryable: true },
+  WAL_MALFORMED: { retryable: true },
 } as const satisfies Record<string, { readonly retryable: boolean }>
 
 /** One of the stable codes of {@link ERROR_CODES}. */

@@ -1,7 +1,7 @@
 /** Reads one page of a delta: the select, the decoding, and the cut that bounds the page in bytes. */
-import type { Headers, OutgoingMessage } from '../../../core/message.ts'
-import { timeOfId } from '../../../core/ids.ts'
+import type { OutgoingMessage } from '../../../core/message.ts'
 import type { PgClient } from '../../../postgres/sql.ts'
+import { headersAt, timeOfUuidAt, uuidAt } from '../record-fields.ts'
 import { type CopyRow, copyRows } from './copy-rows.ts'
 import { PAGE_COLUMNS, type PageRequest, pageSelect, wideRowsSelect } from './page-query.ts'
 
@@ -90,7 +90,6 @@ const TYPE = 4
 const KEY = 5
 const PAYLOAD = 6
 const HEADERS = 7
-const NO_HEADERS: Headers = Object.freeze(Object.create(null) as Headers)
 
 /** Copies a row out of the socket's buffer, which is used again once this returns. */
 function decode({ chunk, start, length }: CopyRow): Row {
@@ -98,17 +97,15 @@ function decode({ chunk, start, length }: CopyRow): Row {
   const seq = chunk.readBigInt64BE(at(start, SEQ))
   const size = chunk.readInt32BE(at(start, ROW_SIZE))
   if (at(length, PAYLOAD) === -1) return { seq, size, message: undefined }
-  const hex = chunk.toString('hex', at(start, ID), at(start, ID) + 16)
-  const id = `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`
   const payloadAt = at(start, PAYLOAD)
   const message: OutgoingMessage = {
-    id,
+    id: uuidAt(chunk, at(start, ID)),
     topic: text(TOPIC),
     key: at(length, KEY) === -1 ? null : text(KEY),
     type: text(TYPE),
     payload: Buffer.from(chunk.subarray(payloadAt, payloadAt + at(length, PAYLOAD))),
-    headers: headersOf(chunk, at(start, HEADERS), at(length, HEADERS)),
-    timeMs: timeOfId(id) ?? 0,
+    headers: headersAt(chunk, at(start, HEADERS), at(length, HEADERS)),
+    timeMs: timeOfUuidAt(chunk, at(start, ID)),
     seq: seq.toString(),
   }
   return { seq, size, message }
@@ -116,10 +113,4 @@ function decode({ chunk, start, length }: CopyRow): Row {
 
 function at(offsets: readonly number[], field: number): number {
   return offsets[field] as number
-}
-
-/** Binary jsonb is a version byte and the text; `{}` is by far the commonest. */
-function headersOf(chunk: Buffer, start: number, length: number): Headers {
-  if (length <= 3) return NO_HEADERS
-  return JSON.parse(chunk.toString('utf8', start + 1, start + length)) as Headers
 }
