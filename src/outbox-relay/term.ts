@@ -12,12 +12,12 @@ import type { Logger } from '../core/logger.ts'
 import type { Signals } from '../core/signals.ts'
 import type { Backoff } from '../flow/backoff.ts'
 import type { PgClient, PgPool } from '../postgres/sql.ts'
-import type { Capture, Page } from './capture/capture.ts'
+import type { Page } from './capture/capture.ts'
 import { PollingCapture } from './capture/polling/polling-capture.ts'
 import type { PageBounds } from './capture/polling/page-reader.ts'
 import { CheckpointLog } from './checkpoint-log.ts'
-import { dispatch } from './dispatch.ts'
 import { Lease } from './lease.ts'
+import { relayPages } from './relay-pages.ts'
 import { type RelaySessions, openRelaySessions, serverSilent } from './sessions.ts'
 
 /** What a term needs, and whom it tells. */
@@ -108,36 +108,5 @@ async function keepLease(
     logger.warn({ error: (error as Error).message }, 'the lease could not be renewed; the term ends')
     lease.end()
     sessions.close()
-  }
-}
-
-async function relayPages(options: TermOptions, capture: Capture, lease: Lease, signal: AbortSignal): Promise<void> {
-  const { onPublished } = options
-  const dispatching = { ...options, assertHeld: () => lease.assertHeld() }
-  let ahead: Promise<Page | undefined> | undefined
-  try {
-    for (;;) {
-      const page = await (ahead ?? capture.read())
-      ahead = undefined
-      if (signal.aborted) return
-      if (page === undefined) {
-        lease.assertHeld()
-        await capture.idle(signal)
-        if (signal.aborted) return
-        continue
-      }
-      lease.assertHeld()
-      await capture.open(page)
-      if (capture.readsAhead) {
-        // It is opened only after this one is published.
-        ahead = capture.read()
-        ahead.catch(() => {})
-      }
-      if (!(await dispatch(page.messages, dispatching, signal))) return
-      capture.published(page)
-      onPublished(page)
-    }
-  } finally {
-    await ahead?.catch(() => {})
   }
 }
