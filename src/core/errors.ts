@@ -23,6 +23,7 @@ export const ERROR_CODES = {
   MIGRATION_LOCKED: { retryable: true },
   PARTITION_LOST: { retryable: false },
   PEER_MISSING: { retryable: false },
+  PUBLICATION_CHANGED: { retryable: true },
   PUBLICATION_INVALID: { retryable: false },
   PUBLICATION_MISSING: { retryable: false },
   PUBLISH_FATAL: { retryable: false },
@@ -39,6 +40,7 @@ export const ERROR_CODES = {
   SHUTDOWN_TIMEOUT: { retryable: false },
   STANDBY_REFUSED: { retryable: true },
   WAL_MALFORMED: { retryable: true },
+  WAL_ONLY_UNREAD: { retryable: false },
 } as const satisfies Record<string, { readonly retryable: boolean }>
 
 /** One of the stable codes of {@link ERROR_CODES}. */

@@ -1,0 +1,67 @@
+/**
+ * Makes the slot anew while the relay polls: publication first, then the slot, for what is written before the publication
+ * is there would be missing from the stream. Making a slot waits for every transaction that runs now; meanwhile nothing
+ * stands still.
+ */
+import { type Clock, delay } from '../../../core/clock.ts'
+import type { Logger } from '../../../core/logger.ts'
+import type { PgPool, Sql } from '../../../postgres/sql.ts'
+import { ensurePublication, publicationChanged, readFingerprint } from './publication.ts'
+import { createSlot, dropSlot, freeSlot, readSlot } from './slot.ts'
+import type { WalPlace } from './wal-place.ts'
+
+/** What it needs. */
+export interface SlotMakerOptions {
+  readonly clock: Clock
+  readonly logger: Logger
+  readonly pool: PgPool
+  readonly schema: string
+  readonly slot: string
+  /** A connection for looks and for the publication. */
+  readonly sql: Sql
+}
+
+/** A slot that was made. */
+export interface MadeSlot {
+  readonly place: WalPlace
+  readonly publication: string
+  /** By the monotonic clock: what a snapshot taken later does not see, the slot streams. */
+  readonly atMs: number
+}
+
+/** How long who holds the slot may take to let it go. */
+const FREE_TIMEOUT_MS = 5000
+
+/** How long it waits after a failure. */
+const RETRY_INTERVAL_MS = 30_000
+
+/** Tries until it has made the slot, or the signal aborts. */
+export async function makeSlot(options: SlotMakerOptions, signal: AbortSignal): Promise<MadeSlot | undefined> {
+  const { clock, logger, slot } = options
+  while (!signal.aborted) {
+    try {
+      return await tryToMake(options, signal)
+    } catch (error) {
+      if (signal.aborted) return undefined
+      logger.error(
+        { slot, error: (error as Error).message, retryMs: RETRY_INTERVAL_MS },
+        'the replication slot cannot be made; polling goes on',
+      )
+      await delay(clock, RETRY_INTERVAL_MS, signal)
+    }
+  }
+  return undefined
+}
+
+async function tryToMake(options: SlotMakerOptions, signal: AbortSignal): Promise<MadeSlot> {
+  const { clock, pool, schema, slot, sql } = options
+  const publication = await ensurePublication(sql, schema)
+  if ((await readSlot(sql, slot)) !== undefined) {
+    await freeSlot({ clock, sql, slot, timeoutMs: FREE_TIMEOUT_MS })
+    await dropSlot(sql, slot)
+  }
+  const { consistentPoint } = await createSlot({ clock, pool, signal, slot })
+  const atMs = clock.monotonic()
+  if ((await readFingerprint(sql, schema)) !== publication) throw publicationChanged(schema)
+  return { place: { lsn: consistentPoint }, publication, atMs }
+}
