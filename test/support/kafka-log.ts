@@ -1,6 +1,6 @@
 /** What a Kafka topic holds, read by a plain client, and the pages that tests write into it. */
 import { randomUUID } from 'node:crypto'
-import { Kafka, logLevel } from 'kafkajs'
+import { Kafka, logLevel, type EachBatchPayload } from 'kafkajs'
 import { expect } from 'vitest'
 import type { Publisher, Unresolved } from '../../src/brokers/broker.ts'
 import { delay, systemClock } from '../../src/core/clock.ts'
@@ -40,43 +40,60 @@ export async function publishAll(publisher: Publisher, page: readonly OutgoingMe
   return all
 }
 
-/** The ids in a topic, by key, in the order of the log, repeats included. Waits until all of `sent` are there. */
+/** The ids in a topic, by key, in the order of the log, repeats included, to its end; all of `sent` must be there. */
 export async function logOf(
   brokers: readonly string[],
   topic: string,
   sent: readonly OutgoingMessage[],
   timeoutMs = 30_000,
 ): Promise<Map<string, string[]>> {
-  const consumer = new Kafka({ brokers: [...brokers], logLevel: logLevel.NOTHING, retry: { retries: 20 } }).consumer({
-    groupId: `log-${randomUUID()}`,
-    maxWaitTimeInMs: 100,
-  })
+  const kafka = new Kafka({ brokers: [...brokers], logLevel: logLevel.NOTHING, retry: { retries: 20 } })
+  const ends = await endsOf(kafka, topic)
+  const consumer = kafka.consumer({ groupId: `log-${randomUUID()}`, maxWaitTimeInMs: 100 })
   const log = new Map<string, string[]>()
-  const missing = new Set(sent.map((one) => one.id))
   const stop = new AbortController()
   try {
     await consumer.connect()
     await consumer.subscribe({ fromBeginning: true, topics: [topic] })
     const complete = new Promise<void>((resolve, reject) => {
-      const eachMessage = ({ message }: { message: { headers?: object; key: Buffer | null } }): Promise<void> => {
-        const id = String((message.headers as Record<string, Buffer>)['millrace-id'])
-        const key = String(message.key)
-        const ids = log.get(key)
-        if (ids === undefined) log.set(key, [id])
-        else ids.push(id)
-        missing.delete(id)
-        if (missing.size === 0) resolve()
+      if (ends.size === 0) resolve()
+      const eachBatch = ({ batch }: EachBatchPayload): Promise<void> => {
+        for (const { headers, key } of batch.messages) {
+          const ids = log.get(String(key))
+          const id = String(headers?.['millrace-id'])
+          if (ids === undefined) log.set(String(key), [id])
+          else ids.push(id)
+        }
+        if (BigInt(batch.lastOffset()) + 1n >= (ends.get(batch.partition) ?? 0n)) ends.delete(batch.partition)
+        if (ends.size === 0) resolve()
         return Promise.resolve()
       }
-      consumer.run({ eachMessage }).catch(reject)
+      consumer.run({ eachBatch, partitionsConsumedConcurrently: 1 }).catch(reject)
     })
     await Promise.race([complete, delay(systemClock, timeoutMs, stop.signal)])
   } finally {
     stop.abort()
     await consumer.disconnect()
   }
-  expect(missing.size, 'stored messages that are not in the topic').toBe(0)
+  expect([...ends.keys()], 'partitions not read to their end').toEqual([])
+  const stored = new Set([...log.values()].flat())
+  expect(
+    sent.filter((one) => !stored.has(one.id)),
+    'stored messages that are not in the topic',
+  ).toEqual([])
   return log
+}
+
+/** By partition, the offset after the last message; without those that are empty. */
+async function endsOf(kafka: Kafka, topic: string): Promise<Map<number, bigint>> {
+  const admin = kafka.admin()
+  await admin.connect()
+  try {
+    const offsets = await admin.fetchTopicOffsets(topic)
+    return new Map(offsets.filter((one) => one.high !== '0').map((one) => [one.partition, BigInt(one.high)]))
+  } finally {
+    await admin.disconnect()
+  }
 }
 
 /** Every key's messages, by their first sighting, are in the order in which they were published. */
