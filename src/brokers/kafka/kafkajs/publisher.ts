@@ -12,17 +12,22 @@
  * order: the message id makes that harmless. A producer that met any failure is never used for another publish.
  */
 import { systemClock } from '../../../core/clock.ts'
-import { MillraceError } from '../../../core/errors.ts'
+import { isMillraceError } from '../../../core/errors.ts'
 import type { OutgoingMessage } from '../../../core/message.ts'
-import type { ErrorClass, Publisher, PublisherOptions, Unresolved } from '../../broker.ts'
+import type { Publisher, PublisherOptions, Unresolved } from '../../broker.ts'
 import { planParts } from '../batch-plan.ts'
+import { MissingTopics } from '../missing-topics.ts'
 import { BATCH_OVERHEAD_BYTES, ProduceRecord } from '../produce-record.ts'
-import { BatchOutcome } from './batch-outcome.ts'
+import { batchBytesAlone } from '../record-size.ts'
+import { TopicLimits } from '../topic-limits.ts'
+import { notStarted, publisherClosed, publisherNotStarted, publishError, tooLarge } from '../publish-error.ts'
+import { BatchOutcome } from '../batch-outcome.ts'
 import type { Connector } from './connections.ts'
-import { classify, innermost, outcomeOf } from './error-class.ts'
+import { classify, outcomeOf } from './error-class.ts'
 import type { Verdict } from './error-class.ts'
 import type { Settings } from './options.ts'
 import { ProducerSession } from './producer-session.ts'
+import { askTopicsOf } from './topic-configs.ts'
 
 const TIMEOUT_MS = 10_000
 const CLOSE_MS = 5000
@@ -34,10 +39,10 @@ const REQUEST_BYTES = 8 * 1024 * 1024
 const ISOLATION_MS = 100
 
 export class KafkajsPublisher implements Publisher {
-  readonly #batchBytes = new Map<string, number>()
   readonly #connector: Connector
   readonly #discarding = new Set<Promise<void>>()
-  readonly #missingSince = new Map<string, number>()
+  readonly #limits: TopicLimits
+  readonly #missing: MissingTopics
   readonly #partitionCounts = new Map<string, number>()
   readonly #settings: Settings
   readonly #timeoutMs: number
@@ -50,28 +55,27 @@ export class KafkajsPublisher implements Publisher {
 
   constructor(connector: Connector, settings: Settings, options: PublisherOptions = {}) {
     this.#connector = connector
+    this.#limits = new TopicLimits(askTopicsOf(connector), settings.batchCeilingBytes)
+    this.#missing = new MissingTopics(settings.unknownTopicMs)
     this.#settings = settings
     this.#timeoutMs = options.timeoutMs ?? TIMEOUT_MS
   }
 
   async start(): Promise<void> {
-    if (this.#closing !== undefined) throw stopped()
+    if (this.#closing !== undefined) throw publisherClosed()
     if (this.#started) return
     try {
       this.#session = await this.#open(this.#timeoutMs)
       this.#started = true
     } catch (error) {
-      throw unreachable(error, this.#settings)
+      if (isMillraceError(error, 'PEER_MISSING')) throw error
+      throw notStarted(classify(error), this.#settings)
     }
   }
 
   publish(batch: readonly OutgoingMessage[], signal?: AbortSignal): Promise<readonly Unresolved[]> {
-    if (this.#closing !== undefined) return Promise.reject(stopped())
-    if (!this.#started) {
-      return Promise.reject(
-        new MillraceError('LIFECYCLE_NOT_STARTED', 'Call start() of the publisher before publish().'),
-      )
-    }
+    if (this.#closing !== undefined) return Promise.reject(publisherClosed())
+    if (!this.#started) return Promise.reject(publisherNotStarted())
     if (signal?.aborted === true) return Promise.reject(signal.reason as Error)
     const publishing = this.#publish(batch)
     this.#publishing = publishing
@@ -91,25 +95,56 @@ export class KafkajsPublisher implements Publisher {
   }
 
   async #publish(batch: readonly OutgoingMessage[]): Promise<Unresolved[]> {
+    const deadline = systemClock.monotonic() + this.#timeoutMs
     const outcome = new BatchOutcome()
+    const missing = await this.#limits.learn(this.#newTopics(batch), this.#left(deadline))
     const records: ProduceRecord[] = []
-    const largest = this.#settings.maxMessageBytes - BATCH_OVERHEAD_BYTES
+    // What may have to wait for a topic that is not there goes last, so that nobody else waits for it.
+    const last: ProduceRecord[] = []
+    const lastKeys = new Set<string>()
     for (let i = 0; i < batch.length; i++) {
       const message = batch[i] as OutgoingMessage
-      if (outcome.holds(i, message.key)) continue
-      const record = new ProduceRecord(i, message, message.key === null ? this.#nextRunning() : 0)
-      if (record.sizeBytes > largest) outcome.add(i, message.key, 'failed', 'poison', tooLarge(record, largest))
+      const { key, topic } = message
+      if (outcome.holds(i, key)) continue
+      const record = new ProduceRecord(i, message, key === null ? this.#nextRunning() : 0)
+      if (missing.size > 0 && missing.has(topic)) {
+        // Sent once all the same, for the broker may be one that makes topics as they are asked for.
+        if (this.#missing.knows(topic)) this.#resolve([record], classify(NO_SUCH_TOPIC), outcome)
+        else {
+          last.push(record)
+          if (key !== null) lastKeys.add(key)
+        }
+      } else if (
+        record.sizeBytes + BATCH_OVERHEAD_BYTES > this.#limits.of(topic) &&
+        (await this.#limits.refuses(topic, batchBytesAlone(record), this.#left(deadline)))
+      ) {
+        outcome.add(i, key, 'failed', 'poison', tooLarge(record, this.#limits.of(topic) - BATCH_OVERHEAD_BYTES))
+      } else if (key !== null && lastKeys.has(key)) last.push(record)
       else records.push(record)
     }
-    const parts = planParts(records, {
-      batchBytesOf: (topic) => this.#batchBytes.get(topic) ?? this.#settings.maxMessageBytes,
-      partitionsOf: (topic) => this.#partitionCounts.get(topic),
-      requestBytes: REQUEST_BYTES,
-    })
-    const deadline = systemClock.monotonic() + this.#timeoutMs
-    for (const part of parts) await this.#sendPart(outcome.sendable(part), outcome, deadline)
+    for (const list of [records, last]) {
+      const parts = planParts(list, {
+        batchBytesOf: (topic) => this.#limits.of(topic),
+        partitionsOf: (topic) => this.#partitionCounts.get(topic),
+        requestBytes: REQUEST_BYTES,
+      })
+      for (const part of parts) await this.#sendPart(outcome.sendable(part), outcome, deadline)
+    }
     if (this.#session?.tainted === true) this.#discard()
     return outcome.unresolved()
+  }
+
+  /** The topics of a page of which the cluster has not told us. */
+  #newTopics(batch: readonly OutgoingMessage[]): string[] {
+    const fresh = new Set<string>()
+    let previous: string | undefined
+    for (const { topic } of batch) {
+      if (topic === previous) continue
+      previous = topic
+      if (this.#limits.isNew(topic)) fresh.add(topic)
+      else this.#limits.refresh(topic)
+    }
+    return [...fresh]
   }
 
   /** Sends a part as one batch and, if that fails, partition by partition. */
@@ -120,7 +155,7 @@ export class KafkajsPublisher implements Publisher {
     try {
       const session = await this.#current(deadline)
       const uncovered = await session.send(records, this.#left(deadline))
-      if (uncovered.length === 0) return this.#stored(records)
+      if (uncovered.length === 0) return this.#missing.stored(records)
       // Their leader moved while kafkajs was retrying, and it left them out: see ProducerSession.
       session.tainted = true
       left = uncovered
@@ -152,7 +187,7 @@ export class KafkajsPublisher implements Publisher {
       try {
         const session = await this.#current(deadline)
         const uncovered = await session.send(records, this.#left(deadline))
-        if (uncovered.length === 0) return this.#stored(records)
+        if (uncovered.length === 0) return this.#missing.stored(records)
         verdict = classify(undefined)
       } catch (error) {
         verdict = classify(error)
@@ -171,32 +206,22 @@ export class KafkajsPublisher implements Publisher {
 
   #resolve(records: readonly ProduceRecord[], verdict: Verdict, outcome: BatchOutcome): void {
     for (const record of records) {
-      const errorClass = this.#classOf(record.message.topic, verdict)
+      if (verdict.unknownTopic) this.#limits.forget(record.message.topic)
+      const errorClass = this.#missing.classOf(record.message.topic, verdict)
       const result = outcomeOf({ ...verdict, class: errorClass }, record.attempts)
-      outcome.add(record.index, record.message.key, result, errorClass, errorFor(record, errorClass, verdict))
+      outcome.add(record.index, record.message.key, result, errorClass, publishError(record, errorClass, verdict))
     }
-  }
-
-  /** The error's class; a topic that has been missing for long is poison. */
-  #classOf(topic: string, verdict: Verdict): ErrorClass {
-    if (!verdict.unknownTopic) return verdict.class
-    const now = systemClock.monotonic()
-    const since = this.#missingSince.get(topic)
-    if (since === undefined) this.#missingSince.set(topic, now)
-    return now - (since ?? now) >= this.#settings.unknownTopicMs ? 'poison' : 'retry'
-  }
-
-  #stored(records: readonly ProduceRecord[]): void {
-    if (this.#missingSince.size === 0) return
-    for (const record of records) this.#missingSince.delete(record.message.topic)
   }
 
   /** The topic takes smaller batches than we were told: cut the next pages accordingly. */
   #learnBatchBytes(records: readonly ProduceRecord[], verdict: Verdict): void {
     const topic = records[0]?.message.topic
-    if (topic === undefined || (verdict.cause as { type?: unknown }).type !== 'MESSAGE_TOO_LARGE') return
-    const bytes = records.reduce((sum, record) => sum + record.sizeBytes, BATCH_OVERHEAD_BYTES)
-    this.#batchBytes.set(topic, Math.min(this.#batchBytes.get(topic) ?? Infinity, bytes >> 1))
+    const { type } = verdict.cause as { readonly type?: string }
+    if (topic === undefined || (type !== 'MESSAGE_TOO_LARGE' && type !== 'RECORD_LIST_TOO_LARGE')) return
+    this.#limits.refused(
+      topic,
+      records.reduce((sum, record) => sum + record.sizeBytes, BATCH_OVERHEAD_BYTES),
+    )
   }
 
   async #current(deadline: number): Promise<ProducerSession> {
@@ -228,6 +253,10 @@ export class KafkajsPublisher implements Publisher {
   }
 }
 
+const NO_SUCH_TOPIC = Object.assign(new Error('the cluster does not know the topic'), {
+  type: 'UNKNOWN_TOPIC_OR_PARTITION',
+})
+
 /** The records by partition; those that never got one, by topic. */
 function byPartition(records: readonly ProduceRecord[]): ProduceRecord[][] {
   const groups = new Map<string, ProduceRecord[]>()
@@ -238,61 +267,4 @@ function byPartition(records: readonly ProduceRecord[]): ProduceRecord[][] {
     else group.push(record)
   }
   return [...groups.values()]
-}
-
-function errorFor(record: ProduceRecord, errorClass: ErrorClass, verdict: Verdict): MillraceError {
-  const { id, topic } = record.message
-  const why = reasonOf(verdict)
-  const details = { bytes: record.sizeBytes, id, partition: record.partition, topic }
-  const options = { cause: verdict.cause, details }
-  switch (errorClass) {
-    case 'fatal':
-      return new MillraceError('PUBLISH_FATAL', `Kafka lets nothing into topic ${topic}: ${why}`, options)
-    case 'poison':
-      return new MillraceError(
-        'MESSAGE_REJECTED',
-        `Kafka will never store message ${id} in topic ${topic}: ${why}`,
-        options,
-      )
-    case 'retry':
-    case 'throttle':
-      return new MillraceError(
-        'PUBLISH_REFUSED',
-        `Kafka did not store message ${id} in topic ${topic}: ${why}`,
-        options,
-      )
-  }
-}
-
-function reasonOf({ cause, unknownTopic }: Verdict): string {
-  if (unknownTopic) return 'the topic does not exist; create it, or correct the name in the event'
-  return cause instanceof Error ? cause.message : 'the brokers changed places before it was stored'
-}
-
-function tooLarge(record: ProduceRecord, largest: number): MillraceError {
-  const { id, topic } = record.message
-  return new MillraceError(
-    'MESSAGE_REJECTED',
-    `Message ${id} takes ${record.sizeBytes} bytes in topic ${topic}, above the limit of ${largest}: make it smaller, ` +
-      `or raise the topic's max.message.bytes and the adapter's maxMessageBytes together.`,
-    { details: { bytes: record.sizeBytes, id, topic } },
-  )
-}
-
-function unreachable(error: unknown, settings: Settings): Error {
-  const verdict = classify(error)
-  if (error instanceof MillraceError && error.code === 'PEER_MISSING') return error
-  const cause = innermost(error)
-  const why = cause instanceof Error ? cause.message : String(cause)
-  return verdict.class === 'fatal'
-    ? new MillraceError('PUBLISH_FATAL', `Kafka at ${settings.brokers.join(', ')} refuses this client: ${why}`, {
-        cause,
-      })
-    : new MillraceError('BROKER_UNREACHABLE', `No Kafka broker answers at ${settings.brokers.join(', ')}: ${why}`, {
-        cause,
-      })
-}
-
-function stopped(): MillraceError {
-  return new MillraceError('LIFECYCLE_STOPPED', 'The publisher is closed; make a new one.')
 }

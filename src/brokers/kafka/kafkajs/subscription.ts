@@ -22,8 +22,9 @@ import type { Partition, Subscription, SubscriptionOptions } from '../../broker.
 import type { Connections, Connector } from './connections.ts'
 import { classify, innermost } from './error-class.ts'
 import { incomingMessage } from './incoming.ts'
-import { OwnedPartitions } from './owned-partitions.ts'
-import type { OwnedPartition } from './owned-partitions.ts'
+import { memberError, notCommitted, notOurs, subscriptionStopped, unreachable } from '../group-error.ts'
+import { OwnedPartitions } from '../owned-partitions.ts'
+import type { OwnedPartition } from '../owned-partitions.ts'
 
 /** How long a fetch waits for messages, and so how long a resume may take to show and a heartbeat may be late. */
 const FETCH_WAIT_MS = 100
@@ -70,7 +71,7 @@ export class KafkajsSubscription implements Subscription {
   }
 
   start(): Promise<void> {
-    if (this.#stopping.signal.aborted) return Promise.reject(stopped())
+    if (this.#stopping.signal.aborted) return Promise.reject(subscriptionStopped())
     this.#starting ??= this.#join()
     return this.#starting
   }
@@ -130,7 +131,7 @@ export class KafkajsSubscription implements Subscription {
     const connections = await this.#connector.open({ requestTimeoutMs: REQUEST_TIMEOUT_MS, retry: RETRY })
     if (this.#stopping.signal.aborted) {
       this.#connector.release(connections)
-      throw stopped()
+      throw subscriptionStopped()
     }
     const consumer = connections.kafka.consumer({
       allowAutoTopicCreation: false,
@@ -217,7 +218,7 @@ export class KafkajsSubscription implements Subscription {
     }
     const consumer = this.#consumer
     if (due.length === 0) return
-    if (consumer === undefined || this.#stop !== undefined) throw stopped()
+    if (consumer === undefined || this.#stop !== undefined) throw subscriptionStopped()
     this.#confirmed = false
     try {
       const offsets = due.map(({ owned: one, offset }) => ({ ...plain(one), offset: String(offset) }))
@@ -273,11 +274,11 @@ export class KafkajsSubscription implements Subscription {
 
   async #leave(): Promise<void> {
     // Commits that were asked for before are still answered.
-    await withDeadline(systemClock, this.#commits, STOP_MS, stopped).catch(() => {})
+    await withDeadline(systemClock, this.#commits, STOP_MS, subscriptionStopped).catch(() => {})
     this.#stopping.abort()
     const opening = Promise.allSettled([this.#starting, this.#reopening])
     // What is not ready by then loses its connections.
-    await withDeadline(systemClock, opening, STOP_MS, stopped).catch(() => {})
+    await withDeadline(systemClock, opening, STOP_MS, subscriptionStopped).catch(() => {})
     await this.#close()
     this.#owned.assign({})
     this.#resolveStopped()
@@ -290,7 +291,7 @@ export class KafkajsSubscription implements Subscription {
     this.#consumer = undefined
     this.#memberId = undefined
     try {
-      if (consumer !== undefined) await withDeadline(systemClock, consumer.disconnect(), STOP_MS, stopped)
+      if (consumer !== undefined) await withDeadline(systemClock, consumer.disconnect(), STOP_MS, subscriptionStopped)
     } catch {
       // The broker finds out by the session's timeout.
     } finally {
@@ -320,19 +321,7 @@ export class KafkajsSubscription implements Subscription {
   }
 
   #startError(error: unknown): Error {
-    const cause = innermost(error)
-    if (cause instanceof MillraceError) return cause
-    const verdict = classify(error)
-    const why = cause instanceof Error ? cause.message : String(cause)
-    const { group, topics } = this.#options
-    const who = `group ${group} on ${topics.join(', ')}`
-    if (verdict.unknownTopic) {
-      const fix = 'create the topic first, or correct its name'
-      return new MillraceError('CONFIG_INVALID', `Kafka has no such topic for ${who}: ${fix}.`, { cause })
-    }
-    return verdict.class === 'fatal'
-      ? new MillraceError('CONFIG_INVALID', `Kafka refuses ${who}: ${why}`, { cause })
-      : new MillraceError('BROKER_UNREACHABLE', `Kafka does not serve ${who}: ${why}`, { cause })
+    return memberError(classify(error), this.#options)
   }
 }
 
@@ -340,23 +329,4 @@ const DONE = Promise.resolve()
 
 function plain({ topic, partition }: Partition): Partition {
   return { topic, partition }
-}
-
-function notOurs({ topic, partition }: Partition): MillraceError {
-  return new MillraceError('PARTITION_LOST', `Partition ${topic}/${partition} is not ours, or not at this position.`, {
-    details: { partition, topic },
-  })
-}
-
-function notCommitted(cause?: unknown): MillraceError {
-  const why = cause instanceof Error ? cause.message : 'no answer'
-  return new MillraceError('CONNECTION_LOST', `Kafka did not take the commit (${why}); commit again.`, { cause })
-}
-
-function unreachable(): MillraceError {
-  return new MillraceError('BROKER_UNREACHABLE', 'No Kafka broker answers.')
-}
-
-function stopped(): MillraceError {
-  return new MillraceError('LIFECYCLE_STOPPED', 'The subscription has stopped; make a new one.')
 }

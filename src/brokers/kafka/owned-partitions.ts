@@ -1,4 +1,4 @@
-import type { Partition } from '../../broker.ts'
+import type { Partition } from '../broker.ts'
 
 /** A partition for as long as it is ours without a break. A new assignment of the same partition is a new object. */
 export class OwnedPartition implements Partition {

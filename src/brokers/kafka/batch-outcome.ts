@@ -1,5 +1,5 @@
-import type { ErrorClass, Outcome, Unresolved } from '../../broker.ts'
-import type { ProduceRecord } from '../produce-record.ts'
+import type { ErrorClass, Outcome, Unresolved } from '../broker.ts'
+import type { ProduceRecord } from './produce-record.ts'
 
 /** What became of the messages of one batch so far, and which keys are held because one of theirs was not stored. */
 export class BatchOutcome {
