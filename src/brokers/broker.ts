@@ -41,8 +41,30 @@ export interface BrokerAdmin {
   deleteTopic(topic: string): Promise<void>
 }
 
+/**
+ * Messages are sent again after so long that the broker no longer knows whether it has them: the first attempt whose
+ * outcome was unknown lies longer ago than the broker keeps ids. They may be stored twice, behind later messages of
+ * their key. The inbox still makes one effect of them.
+ */
+export interface LateRetry {
+  /** How many messages of the topic. */
+  readonly count: number
+  /** Their ids, a hundred at most. */
+  readonly ids: readonly string[]
+  /** How long ago the oldest was sent first, milliseconds. */
+  readonly oldestMs: number
+  readonly topic: string
+  /** For how long the broker keeps ids, milliseconds. */
+  readonly windowMs: number
+}
+
 /** How a publisher behaves. */
 export interface PublisherOptions {
+  /**
+   * Told once of each message that is about to be sent again past the broker's duplicate window. A publisher knows only
+   * its own attempts, not those of a process before it. Default: nobody is told.
+   */
+  readonly onLateRetry?: (late: LateRetry) => void
   /**
    * How long one publish may stay unanswered before its outcome counts as unknown, milliseconds. Default: 10000.
    */
@@ -76,6 +98,8 @@ export interface Unresolved {
   readonly class: ErrorClass
   /** Why, with ids and sizes only. `unsent` messages carry the error of the message that held them. */
   readonly error: Error
+  /** How long the broker asks to be left alone, milliseconds, when it says so: `throttle` alone. */
+  readonly retryAfterMs?: number
 }
 
 /** Sends batches. Not re-entrant: one `publish` at a time. */
@@ -86,8 +110,10 @@ export interface Publisher {
    * Sends a batch in order and resolves when every message's outcome is known: with an empty array when all are stored
    * durably (as durably as the broker acknowledges), else with those that are not, by rising index.
    *
-   * A key has at most one unresolved publish (one broker-side batch counts as one): when a message is not stored, no
-   * later message of its key in the batch is, unless the same broker-side batch carries both.
+   * A key has at most one unresolved publish: when a message is not stored, no later message of its key in the batch is.
+   * What the broker itself keeps together counts as one publish: a batch that it stores as a whole, a chain of which it
+   * stores each message only behind the one before. Of such a one every message may be unknown, and more than the first
+   * be there, in order.
    *
    * It never rejects for what the broker says or fails to say; it rejects when the signal aborts before anything was
    * sent, or when the publisher was not started.

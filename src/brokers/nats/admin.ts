@@ -29,6 +29,7 @@ export class NatsAdmin implements BrokerAdmin {
     try {
       await manager.streams.add({
         allow_direct: true,
+        ...(this.#options.durability === 'fsync' ? { allow_atomic: true } : {}),
         // The server refuses a window longer than the age.
         duplicate_window: Math.min(duplicateWindowMs, maxAgeMs ?? Infinity) * NANOS,
         name: streamName(topic),

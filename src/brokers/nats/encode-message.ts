@@ -13,9 +13,9 @@ export type EncodedHeaders = Buffer | string
  * Writes the header block by hand. nats.js' own `MsgHdrs` canonicalises and searches every name at every `append`,
  * which costs more than all the rest of a publish.
  *
- * `Nats-Msg-Id` is what the server deduplicates by.
+ * `Nats-Msg-Id` is what the server deduplicates by. `commands` are more lines for the server, each with its line end.
  */
-export function encodeHeaders(message: OutgoingMessage): EncodedHeaders {
+export function encodeHeaders(message: OutgoingMessage, commands = ''): EncodedHeaders {
   let block = 'NATS/1.0\r\n'
   let encoded = ''
   let why: string | undefined
@@ -33,5 +33,5 @@ export function encodeHeaders(message: OutgoingMessage): EncodedHeaders {
   if (why !== undefined) return why
   if (message.key !== null) block += `${HEADER.key}: ${encodeKey(message.key)}\r\n`
   if (encoded !== '') block += `${ENCODED}: ${encoded}\r\n`
-  return Buffer.from(`${block}Nats-Msg-Id: ${message.id}\r\n\r\n`)
+  return Buffer.from(`${block}Nats-Msg-Id: ${message.id}\r\n${commands}\r\n`)
 }

@@ -1,5 +1,7 @@
 import { MillraceError } from '../../core/errors.ts'
+import type { OutgoingMessage } from '../../core/message.ts'
 import type { ErrorClass, Outcome } from '../broker.ts'
+import type { StreamFacts } from './stream-directory.ts'
 
 /** What an answer that is not "stored" means. */
 export interface Verdict {
@@ -22,15 +24,23 @@ export interface JetStreamFault {
  * | what                                                        | class     | outcome | because |
  * |---|---|---|---|
  * | 10054 message, 10097 header too large for the stream        | poison    | failed  | the same bytes never fit |
+ * | no stream captures the subject, and the server says so for {@link MISSING_GRACE_MS} | poison | failed | an unknown topic |
+ * | nobody answers on the subject, until the server has said so | retry     | failed  | a stream without a leader, a server that starts |
  * | 10158 the same id is being stored at this moment            | retry     | unknown | the copy in process may still fail |
- * | 429, 10167, 10211 too many requests                         | throttle  | failed  | the server asks for less |
+ * | 429, 10167, 10210, 10211 too many requests, batches         | throttle  | failed  | the server asks for less |
  * | 10039, 10076 JetStream not enabled; 10035 no account        | fatal     | failed  | configuration |
- * | 10109 sealed; 10060, 10070, 10071 an expectation            | fatal     | failed  | configuration; we send no expectation |
+ * | 10109 sealed; 10060, 10071 an expectation; 10169 a counter  | fatal     | failed  | the stream is not for events |
+ * | 10174 atomic batches disabled                               | fatal     | failed  | `durability: 'fsync'` needs them |
+ * | no permission to publish; credentials refused               | fatal     | failed, or unknown if sent | configuration |
  * | 10002, 10023, 10028, 10047, 10077, 10122 resources, limits  | retry     | failed  | full; room may be made, by age or by hand |
+ * | no answer in time; the connection went                      | retry     | unknown | the message may be there |
  * | any other                                                   | retry     | failed  | a cluster without a leader, a stream that moves |
  *
  * 10077 carries "maximum messages exceeded" and its like: a stream with `discard: new` that is full. It is a matter of
  * the stream and not of this message, so it holds the shard instead of parking every key one by one.
+ *
+ * Two answers are no errors and never come here: 10070, a follower of a chain was overtaken (`publish-run.ts`), and the
+ * refusal of a batch for one of its messages, which is learned one by one (`atomic-publish.ts`).
  */
 export function classifyFault(fault: JetStreamFault, topic: string, id: string): Verdict {
   const code = fault.err_code ?? 0
@@ -49,23 +59,65 @@ export function classifyFault(fault: JetStreamFault, topic: string, id: string):
 }
 
 const POISON: ReadonlySet<number> = new Set([10054, 10097])
-const FATAL: ReadonlySet<number> = new Set([10035, 10039, 10060, 10070, 10071, 10076, 10109])
-const THROTTLE: ReadonlySet<number> = new Set([10167, 10211])
+const FATAL: ReadonlySet<number> = new Set([10035, 10039, 10060, 10071, 10076, 10109, 10169, 10174])
+const THROTTLE: ReadonlySet<number> = new Set([10167, 10210, 10211])
 const DUPLICATE_IN_PROCESS = 10158
 
+/** The code of a follower that another writer's message overtook. */
+export const OVERTAKEN = 10070
+
 /**
- * Nobody answers on the subject: no stream captures it. Retry and not poison, because a stream may be about to be
- * created, and because a server that restarts answers so too until its streams are back: parking a topic's every
- * event for that would be a wrong that no operator expects.
+ * For how long the server must have said that it knows no stream for a topic before the topic counts as unknown. A
+ * service that starts beside the relay has this long to make its streams.
  */
-export function noStream(topic: string, id: string, stream: string): Verdict {
+export const MISSING_GRACE_MS = 3000
+
+/**
+ * Nobody answers on the subject. That alone says little: a stream whose leader is being elected, a server that has
+ * just started. So the server is asked which stream captures the subject (`stream-directory.ts`), and until it has
+ * said "none" for `missingMs` of at least {@link MISSING_GRACE_MS}, this is no fault of the message.
+ */
+export function noStream({ id, topic }: OutgoingMessage, stream: string, missingMs: number): Verdict {
+  const fix = `nats stream add ${stream} --subjects ${topic} --defaults`
+  const details = { id, missingMs, topic }
+  if (missingMs >= MISSING_GRACE_MS) {
+    const text = `message ${id}: no JetStream stream captures the subject ${topic}. Make it, then replay: ${fix}`
+    return { class: 'poison', error: new MillraceError('MESSAGE_REJECTED', text, { details }), outcome: 'failed' }
+  }
   const error = new MillraceError(
     'PUBLISH_REFUSED',
-    `message ${id}: no JetStream stream captures the subject ${topic}, or its server is restarting. ` +
-      `If it was never made: nats stream add ${stream} --subjects ${topic} --defaults`,
+    `message ${id}: no JetStream stream answers on the subject ${topic}; it has no leader, its server is starting, ` +
+      `or it was never made: ${fix}`,
+    { details },
+  )
+  return { class: 'retry', error, outcome: 'failed' }
+}
+
+/** The server did not say which stream captures the topic, and `durability: 'fsync'` publishes to none it does not know. */
+export function unaskable({ id, topic }: OutgoingMessage): Verdict {
+  const error = new MillraceError(
+    'PUBLISH_REFUSED',
+    `message ${id}: the server does not say which stream captures ${topic}; durability 'fsync' must know it. If this ` +
+      `stays so, let the account publish to $JS.API.STREAM.NAMES and $JS.API.STREAM.INFO.*`,
     { details: { id, topic } },
   )
   return { class: 'retry', error, outcome: 'failed' }
+}
+
+/** Why `durability: 'fsync'` cannot be had of the stream, if so. */
+export function notDurable({ allowAtomic, name, persistAsync, storage }: StreamFacts): Verdict | undefined {
+  const wrong =
+    storage === 'memory'
+      ? `keeps messages in memory; durability 'fsync' needs one on file`
+      : persistAsync
+        ? `acknowledges before it writes: set its persist_mode to default`
+        : allowAtomic
+          ? undefined
+          : `does not take atomic batches: set allow_atomic to true in its configuration ` +
+            `(admin.createTopic of nats({ durability: 'fsync' }) makes streams so), or use durability 'ack'`
+  if (wrong === undefined) return undefined
+  const error = new MillraceError('CONFIG_INVALID', `the stream ${name} ${wrong}`, { details: { stream: name } })
+  return { class: 'fatal', error, outcome: 'failed' }
 }
 
 /** The server takes no message of this size; known before anything is sent. */

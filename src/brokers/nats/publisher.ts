@@ -3,17 +3,23 @@ import type { Clock, Timer } from '../../core/clock.ts'
 import { withDeadline } from '../../core/clock.ts'
 import { MillraceError } from '../../core/errors.ts'
 import type { OutgoingMessage } from '../../core/message.ts'
-import type { Publisher, PublisherOptions, Unresolved } from '../broker.ts'
+import type { LateRetry, Publisher, PublisherOptions, Unresolved } from '../broker.ts'
+import { type BatchAnswer, publishAtomically } from './atomic-publish.ts'
+import { BatchSender } from './batch-sender.ts'
+import { ChainLimit } from './chain-limit.ts'
 import { encodeHeaders } from './encode-message.ts'
 import type { Verdict } from './error-class.ts'
 import {
+  OVERTAKEN,
   classifyFault,
   disconnected,
   ended,
   forbidden,
   noStream,
+  notDurable,
   tooLarge,
   unanswered,
+  unaskable,
   unsendable,
 } from './error-class.ts'
 import { HeaderCarrier } from './header-carrier.ts'
@@ -23,26 +29,39 @@ import type { ResolvedNatsOptions } from './nats-options.ts'
 import { loadPeers } from './peers.ts'
 import { readPubAck } from './pub-ack.ts'
 import { PublishRun } from './publish-run.ts'
+import { RetryAges } from './retry-ages.ts'
+import { type Lookup, StreamDirectory } from './stream-directory.ts'
 
 const TIMEOUT_MS = 10_000
+/** The most messages a server takes in one atomic batch. */
+const BATCH_MESSAGES = 1000
+/** The first server that takes message ids inside of batches. */
+const FSYNC_VERSION: readonly number[] = [2, 12, 1]
 /** How many times within the deadline the window is looked through for messages that passed it. */
 const SWEEPS = 8
 
 /**
- * Publishes through one own reply subscription: each message asks for its answer at `<inbox>.<token>`, tokens count up
- * for the life of the publisher and are never used twice, so an answer that comes late matches nothing.
+ * Publishes through one own reply subscription: each message, or each atomic batch, asks for its answer at
+ * `<inbox>.<token>`, tokens count up for the life of the publisher and are never used twice, so an answer that comes
+ * late matches nothing.
  */
 export class NatsPublisher implements Publisher {
   readonly #options: ResolvedNatsOptions
   readonly #clock: Clock
   readonly #timeoutMs: number
   readonly #onConnected: (link: Link) => void
+  readonly #onLateRetry: ((late: LateRetry) => void) | undefined
+  readonly #ages = new RetryAges()
+  readonly #batches: BatchSender
+  readonly #chains = new ChainLimit()
   readonly #checkedTopics = new Set<string>()
   #starting: Promise<void> | undefined
   #closing: Promise<void> | undefined
   #link: Link | undefined
   #carrier: HeaderCarrier | undefined
+  #directory: StreamDirectory | undefined
   #inbox = ''
+  #publishing: Promise<readonly Unresolved[]> | undefined
   #run: PublishRun | undefined
   /** The token of the first message of the run. */
   #base = 0
@@ -55,12 +74,22 @@ export class NatsPublisher implements Publisher {
     options: ResolvedNatsOptions,
     clock: Clock,
     onConnected: (link: Link) => void,
-    { timeoutMs = TIMEOUT_MS }: PublisherOptions = {},
+    { onLateRetry, timeoutMs = TIMEOUT_MS }: PublisherOptions = {},
   ) {
+    this.#onLateRetry = onLateRetry
     this.#options = options
     this.#clock = clock
     this.#onConnected = onConnected
     this.#timeoutMs = timeoutMs
+    this.#batches = new BatchSender({
+      clock,
+      lost: (message, sent) => this.#lost(message, sent),
+      noStream: (message) => this.#noStream(message),
+      publish: (message, commands, reply) =>
+        this.#publishBytes(message, encodeHeaders(message, commands) as Buffer, reply),
+      refused: ({ topic }, verdict) => this.#doubt(topic, verdict),
+      timeoutMs,
+    })
   }
 
   start(): Promise<void> {
@@ -78,15 +107,46 @@ export class NatsPublisher implements Publisher {
     if (link === undefined) {
       throw new MillraceError('LIFECYCLE_NOT_STARTED', 'the NATS publisher was not started: await start() first')
     }
-    if (this.#run !== undefined) {
+    if (this.#publishing !== undefined) {
       throw new MillraceError('CONFIG_INVALID', 'publish is not re-entrant: await the previous one first')
     }
     signal?.throwIfAborted()
     if (batch.length === 0) return []
+    const sentAt = this.#clock.monotonic()
+    if (this.#onLateRetry !== undefined) {
+      for (const late of this.#ages.late(batch, sentAt, (topic) => this.#windowMs(topic))) this.#onLateRetry(late)
+    }
+    const publishing = this.#options.durability === 'fsync' ? this.#atomically(link, batch, signal) : undefined
+    try {
+      const unresolved = await (this.#publishing = publishing ?? this.#singly(link, batch, signal))
+      this.#ages.settle(batch, unresolved, sentAt)
+      return unresolved
+    } finally {
+      this.#publishing = undefined
+    }
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= (async () => {
+      await this.#starting?.catch(() => {})
+      await this.#publishing?.catch(() => {})
+      await this.#link?.close()
+    })()
+    return this.#closing
+  }
+
+  /** Publishes through the window. */
+  async #singly(
+    link: Link,
+    batch: readonly OutgoingMessage[],
+    signal: AbortSignal | undefined,
+  ): Promise<readonly Unresolved[]> {
     const run = (this.#run = new PublishRun({
       batch,
+      chained: (topic, messages, overtaken) => this.#chains.answered(topic, messages, overtaken),
+      chainLimit: (topic) => this.#chainLimit(topic),
       now: () => this.#clock.monotonic(),
-      send: (message, index) => this.#send(link, message, index),
+      send: (message, index, behind) => this.#send(link, message, index, behind),
       windowBytes: this.#options.windowBytes,
       windowMessages: this.#options.windowMessages,
     }))
@@ -108,17 +168,67 @@ export class NatsPublisher implements Publisher {
     }
   }
 
-  close(): Promise<void> {
-    this.#closing ??= (async () => {
-      await this.#starting?.catch(() => {})
-      await this.#run?.done
-      await this.#link?.close()
-    })()
-    return this.#closing
+  /**
+   * A chain only where it is known to be sound: on a stream with one copy. A replicated stream notes an id before its
+   * members agree; when the message is refused then, the id stays noted until the window has passed, and the message
+   * can neither be stored nor called a duplicate.
+   */
+  #chainLimit(topic: string): number {
+    const found = this.#directory?.peek(topic)
+    return typeof found === 'object' && found.replicas === 1 ? this.#chains.of(topic) : 1
+  }
+
+  /** Publishes by atomic batches. */
+  async #atomically(
+    link: Link,
+    batch: readonly OutgoingMessage[],
+    signal: AbortSignal | undefined,
+  ): Promise<readonly Unresolved[]> {
+    if (!link.up) await this.#untilUp(signal)
+    signal?.throwIfAborted()
+    const streams = new Map<string, Lookup>()
+    for (const { topic } of batch) if (!streams.has(topic)) streams.set(topic, 'unknown')
+    await Promise.all(
+      Array.from(streams.keys(), async (topic) => {
+        if (this.#isTopic(topic)) streams.set(topic, (await this.#directory?.of(topic)) ?? 'unknown')
+      }),
+    )
+    return publishAtomically({
+      batch,
+      halted: () => {
+        if (!link.up) return (message) => this.#lost(message, false)
+        return signal?.aborted ? (message) => aborted(message, signal) : undefined
+      },
+      maxBytes: this.#options.windowBytes,
+      maxMessages: BATCH_MESSAGES,
+      refuse: (message) => this.#refuse(link, message),
+      sendBatch: (messages) => this.#sendBatch(messages),
+      sendSingly: (messages) => this.#singly(link, messages, undefined),
+      streamOf: (topic) => {
+        const found = streams.get(topic)
+        if (found === 'missing') return (message) => this.#noStream(message)
+        if (typeof found !== 'object') return unaskable
+        const verdict = notDurable(found)
+        return verdict === undefined ? found.name : () => this.#doubt(topic, verdict)
+      },
+    })
+  }
+
+  #sendBatch(messages: readonly OutgoingMessage[]): Promise<BatchAnswer> {
+    const token = this.#nextToken++
+    const reply = this.#inbox + token
+    // At most 64 characters, and never the same twice: the inbox is random.
+    return this.#batches.send(messages, reply.slice('_INBOX.'.length), token, reply)
+  }
+
+  /** What is wrong with a stream may be mended by the next time. */
+  #doubt(topic: string, verdict: Verdict): Verdict {
+    this.#directory?.forget(topic)
+    return verdict
   }
 
   async #connect(): Promise<void> {
-    const { transport } = await loadPeers()
+    const { jetstream, transport } = await loadPeers()
     const link = await Link.open(this.#options, this.#clock, {
       onClosed: (error) => {
         this.#broken = error ?? new MillraceError('CONNECTION_LOST', 'the connection to NATS was closed')
@@ -138,6 +248,8 @@ export class NatsPublisher implements Publisher {
       },
     })
     try {
+      this.#requireVersion(link)
+      this.#directory = new StreamDirectory(await jetstream.jetstreamManager(link.nc, { checkAPI: false }), this.#clock)
       // The server knows of the subscription before the first publish.
       await withDeadline(
         this.#clock,
@@ -153,7 +265,28 @@ export class NatsPublisher implements Publisher {
     this.#onConnected(link)
   }
 
-  #send(link: Link, message: OutgoingMessage, index: number): Verdict | undefined {
+  /** Throws when the server is too old for what is asked of it. */
+  #requireVersion(link: Link): void {
+    if (this.#options.durability !== 'fsync') return
+    const version = link.nc.info?.version ?? '0'
+    const parts = version.split(/[.-]/).map(Number)
+    const at = FSYNC_VERSION.findIndex((part, index) => part !== parts[index])
+    if (at < 0 || (parts[at] as number) > (FSYNC_VERSION[at] as number)) return
+    throw new MillraceError(
+      'SERVER_TOO_OLD',
+      `durability 'fsync' publishes by atomic batches, which nats-server has from ${FSYNC_VERSION.join('.')} on; this one is ` +
+        `${version}: upgrade it, or use durability 'ack'`,
+      { details: { version } },
+    )
+  }
+
+  /** The verdict on a message that cannot be written down for this server. */
+  #refuse(link: Link, message: OutgoingMessage): Verdict | undefined {
+    const headers = this.#encode(link, message, '')
+    return headers instanceof Uint8Array ? undefined : headers
+  }
+
+  #encode(link: Link, message: OutgoingMessage, commands: string): Buffer | Verdict {
     const { id, topic } = message
     if (!this.#isTopic(topic)) {
       return unsendable(
@@ -162,16 +295,19 @@ export class NatsPublisher implements Publisher {
         `${JSON.stringify(topic)} is no subject: tokens without white space, * or >, by dots`,
       )
     }
-    const headers = encodeHeaders(message)
+    const headers = encodeHeaders(message, commands)
     if (typeof headers === 'string') return unsendable(topic, id, headers)
     const size = headers.length + message.payload.length
     const max = link.maxPayload
-    if (max !== undefined && size > max) return tooLarge(topic, id, size, max)
+    return max !== undefined && size > max ? tooLarge(topic, id, size, max) : headers
+  }
+
+  #send(link: Link, message: OutgoingMessage, index: number, behind: OutgoingMessage | undefined): Verdict | undefined {
+    const commands = behind === undefined ? '' : `Nats-Expected-Last-Msg-Id: ${behind.id}\r\n`
+    const headers = this.#encode(link, message, commands)
+    if (!(headers instanceof Uint8Array)) return headers
     try {
-      link.nc.publish(topic, message.payload, {
-        headers: (this.#carrier as HeaderCarrier).carry(headers),
-        reply: this.#inbox + (this.#base + index),
-      })
+      this.#publishBytes(message, headers, this.#inbox + (this.#base + index))
     } catch (cause) {
       // Closed between two sends: nothing was written.
       return { class: 'retry', error: cause instanceof Error ? cause : new Error(String(cause)), outcome: 'failed' }
@@ -179,27 +315,48 @@ export class NatsPublisher implements Publisher {
     return undefined
   }
 
+  #publishBytes({ payload, topic }: OutgoingMessage, bytes: Buffer, reply: string | undefined): void {
+    const headers = (this.#carrier as HeaderCarrier).carry(bytes)
+    ;(this.#link as Link).nc.publish(topic, payload, reply === undefined ? { headers } : { headers, reply })
+  }
+
   #onAnswer(answer: Msg): void {
+    const token = Number(answer.subject.slice(this.#inbox.length))
+    if (this.#batches.answer(token, answer)) return
     const run = this.#run
-    if (run === undefined) return
-    const index = Number(answer.subject.slice(this.#inbox.length)) - this.#base
-    if (!(index >= 0)) return
+    const index = token - this.#base
+    if (run === undefined || !(index >= 0)) return
     const { data } = answer
     if (data.length === 0) {
-      if (answer.headers?.code !== 503) return
-      run.refused(index, ({ id, topic }) => noStream(topic, id, streamName(topic)))
+      if (answer.headers?.code === 503) run.refused(index, (message) => this.#noStream(message))
       return
     }
     const result = readPubAck(data)
     if (result === 'stored') run.stored(index)
+    else if (result?.err_code === OVERTAKEN) run.overtaken(index)
     else if (result !== undefined) run.refused(index, ({ id, topic }) => classifyFault(result, topic, id))
+  }
+
+  #noStream(message: OutgoingMessage): Verdict {
+    const { topic } = message
+    // What was known of it is over.
+    if (typeof this.#directory?.peek(topic) === 'object') this.#directory.forget(topic)
+    return noStream(message, streamName(topic), this.#directory?.missingMs(topic) ?? 0)
+  }
+
+  #windowMs(topic: string): number {
+    const found = this.#directory?.peek(topic)
+    return typeof found === 'object' ? found.duplicateWindowMs : this.#options.stream.duplicateWindowMs
   }
 
   #onServerError(error: Error): void {
     if (error.name !== 'PermissionViolationError') return
     const { operation, subject } = error as Error & { readonly operation?: string; readonly subject?: string }
-    if (operation === 'publish' && subject !== undefined) this.#run?.forbid(subject, forbidden(subject, error))
-    else if (operation === 'subscription') {
+    if (operation === 'publish' && subject !== undefined) {
+      this.#run?.forbid(subject, forbidden(subject, error))
+      this.#batches.forbid(subject, forbidden(subject, error))
+    }
+    if (operation === 'subscription') {
       this.#broken = error
       this.#abandonCurrent()
     }
@@ -218,18 +375,19 @@ export class NatsPublisher implements Publisher {
 
   #abandonCurrent(): void {
     if (this.#run !== undefined) this.#abandon(this.#run)
+    this.#batches.abandon()
   }
 
   #abandon(run: PublishRun): void {
-    const broken = this.#broken
-    const verdict = (message: OutgoingMessage, sent: boolean): Verdict =>
-      broken === undefined
-        ? disconnected(message.id, message.topic, sent)
-        : ended(message.id, message.topic, sent, broken)
     run.abandon(
-      (message) => verdict(message, true),
-      (message) => verdict(message, false),
+      (message) => this.#lost(message, true),
+      (message) => this.#lost(message, false),
     )
+  }
+
+  #lost({ id, topic }: OutgoingMessage, sent: boolean): Verdict {
+    const broken = this.#broken
+    return broken === undefined ? disconnected(id, topic, sent) : ended(id, topic, sent, broken)
   }
 
   /** Resolves when the connection is there again, has ended, the deadline passed or the signal aborts. */
