@@ -81,6 +81,9 @@ function outboxTables(schema: string) {
         writer: xid8('writer')
           .notNull()
           .default(sql`pg_current_xact_id()`),
+        system: bigint('system', { mode: 'bigint' })
+          .notNull()
+          .default(sql`(pg_control_system()).system_identifier`),
         writtenAt: time('written_at')
           .notNull()
           .default(sql`clock_timestamp()`),
@@ -159,7 +162,7 @@ function outboxTables(schema: string) {
         key: text('key'),
         id: uuid('id').notNull(),
         topic: text('topic').notNull(),
-        reason: text('reason', { enum: ['poison', 'crash'] }).notNull(),
+        reason: text('reason', { enum: ['poison', 'crash', 'behind'] }).notNull(),
         error: text('error').notNull(),
         attempts: integer('attempts').notNull().default(1),
         parkedAt: time('parked_at').notNull().defaultNow(),
@@ -167,7 +170,7 @@ function outboxTables(schema: string) {
         askedAt: time('asked_at'),
       },
       (t) => [
-        check('parked_key_reason_check', sql`reason in ('poison', 'crash')`),
+        check('parked_key_reason_check', sql`reason in ('poison', 'crash', 'behind')`),
         index('parked_key_shard').on(t.shard),
         index('parked_key_asked').on(t.askedAt, t.shard),
       ],
@@ -189,6 +192,7 @@ function outboxTables(schema: string) {
         timeMs: bigint('time_ms', { mode: 'bigint' }).notNull(),
         bytes: integer('bytes').notNull(),
         parkedAt: time('parked_at').notNull().defaultNow(),
+        discardAt: time('discard_at'),
         discardBy: text('discard_by'),
         discardReason: text('discard_reason'),
       },
@@ -196,6 +200,7 @@ function outboxTables(schema: string) {
         unique('parked_record_lane_id_key').on(t.lane, t.id),
         index('parked_record_lane_n').on(t.lane, t.n),
         index('parked_record_id').on(t.id),
+        index('parked_record_discard').on(t.discardAt, t.lane),
       ],
     ),
     /** The events. Partitioned by bucket; only ever inserted into, by `append`. */

@@ -70,7 +70,8 @@ create table :outbox.member (
 );
 
 -- How far the shards are published: a log that only grows, in two buckets that are truncated in turn. The newest row
--- that names a shard is that shard's checkpoint. writer certifies the row: it is valid while its xmin is that xid.
+-- that names a shard is that shard's checkpoint. writer and system certify the row: it is valid while its xmin is that
+-- xid, in the cluster that wrote it or one that was upgraded from it.
 -- base is a snapshot whose records all are published. What goes beyond it is the open delta of a relay that polls
 -- (target to after), or the place in the WAL of one that streams: all before wal is published, and of the transaction
 -- that commits at wal_tx the first wal_rows changes; publication is the fingerprint under which that was read.
@@ -90,6 +91,7 @@ create table :outbox.checkpoint (
   wal_rows     bigint,
   publication  text,
   writer       xid8        not null default pg_current_xact_id(),
+  system       bigint      not null default (pg_control_system()).system_identifier,
   written_at   timestamptz not null default clock_timestamp()
 ) partition by list (bucket);
 create table :outbox.checkpoint_0 partition of :outbox.checkpoint for values in (0);
@@ -107,7 +109,7 @@ create table :outbox.parked_key (
   key        text,
   id         uuid        not null,
   topic      text        not null,
-  reason     text        not null check (reason in ('poison', 'crash')),
+  reason     text        not null check (reason in ('poison', 'crash', 'behind')),
   error      text        not null,
   attempts   integer     not null default 1,
   parked_at  timestamptz not null default now(),
@@ -131,12 +133,14 @@ create table :outbox.parked_record (
   time_ms        bigint      not null,
   bytes          integer     not null,
   parked_at      timestamptz not null default now(),
+  discard_at     timestamptz,
   discard_by     text,
   discard_reason text,
   unique (lane, id)
 );
 create index parked_record_lane_n on :outbox.parked_record (lane, n);
 create index parked_record_id on :outbox.parked_record (id);
+create index parked_record_discard on :outbox.parked_record (discard_at, lane);
 
 -- What was discarded: who, when and why, without the payload.
 create table :outbox.parked_discard (

@@ -2,10 +2,13 @@
 import type { Capture, Page } from './capture/capture.ts'
 import { type DispatchOptions, dispatch } from './dispatch.ts'
 import type { Lease } from './lease.ts'
+import type { ParkingOwner } from './parking/parking-owner.ts'
 
 /** What relaying pages needs, and whom it tells. */
 export interface RelayPagesOptions extends Omit<DispatchOptions, 'assertHeld'> {
-  readonly onPublished: (page: Page) => void
+  /** A page is done; so many of its events were not published but parked, or discarded before. */
+  readonly onPublished: (page: Page, setAside: number) => void
+  readonly parking: ParkingOwner
   /** Asked between pages; true ends the loop as the signal does. Default: only the signal ends it. */
   readonly until?: () => boolean
 }
@@ -17,18 +20,20 @@ export async function relayPages(
   lease: Pick<Lease, 'assertHeld'>,
   signal: AbortSignal,
 ): Promise<void> {
-  const { onPublished, until = () => false } = options
+  const { onPublished, parking, until = () => false } = options
   const dispatching = { ...options, assertHeld: () => lease.assertHeld() }
   const over = (): boolean => signal.aborted || until()
   let ahead: Promise<Page | undefined> | undefined
+  await parking.begin()
   try {
     for (;;) {
+      await parking.attend()
       const page = await (ahead ?? capture.read())
       ahead = undefined
       if (over()) return
       if (page === undefined) {
         lease.assertHeld()
-        await capture.idle(signal)
+        await parking.whileIdle((waiting) => capture.idle(waiting), signal)
         if (over()) return
         continue
       }
@@ -41,7 +46,8 @@ export async function relayPages(
       }
       if (!(await dispatch(page.messages, dispatching, signal))) return
       capture.published(page)
-      onPublished(page)
+      onPublished(page, parking.takeSetAside())
+      await parking.crashes.progress()
     }
   } finally {
     await ahead?.catch(() => {})

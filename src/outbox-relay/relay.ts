@@ -10,6 +10,7 @@ import { backoffMs } from '../flow/backoff.ts'
 import { requireSchema } from '../postgres/migrator.ts'
 import { resolveSchemas } from '../postgres/schemas.ts'
 import type { PgPool, SchemaNames } from '../postgres/sql.ts'
+import { CrashCounter } from './parking/index.ts'
 import { type TermOptions, runTerm } from './term.ts'
 import { tracedPublisher } from './traced-publisher.ts'
 
@@ -67,6 +68,8 @@ export interface RelayStats {
   readonly publishedBytes: number
   /** Pages of them. */
   readonly pages: number
+  /** What is parked now in the shards it relays: keys (and events without one), and events altogether. */
+  readonly parked: { readonly keys: number; readonly records: number }
   /** Events that had to be sent again. */
   readonly resent: number
   /** Terms that ended with an error. */
@@ -139,6 +142,8 @@ class PollingRelay implements Relay {
   #ending: Promise<void> | undefined
   #state: RelayState = 'idle'
   #epoch = ''
+  readonly #crashes = new CrashCounter()
+  #parked = { keys: 0, records: 0 }
   readonly #count = { published: 0, publishedBytes: 0, pages: 0, resent: 0, failures: 0 }
 
   constructor(options: RelayOptions) {
@@ -172,7 +177,7 @@ class PollingRelay implements Relay {
   }
 
   stats(): RelayStats {
-    return { state: this.#state, epoch: this.#epoch, ...this.#count }
+    return { state: this.#state, epoch: this.#epoch, parked: this.#parked, ...this.#count }
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -246,13 +251,19 @@ class PollingRelay implements Relay {
         maxMessages: options.pageSize ?? DEFAULTS.pageSize,
       },
       clock: this.#clock,
+      crashes: this.#crashes,
       holder: `${hostname()}:${process.pid}`,
       leaseTtlMs: options.leaseTtlMs ?? DEFAULTS.leaseTtlMs,
       logger: this.#logger,
-      onPublished(page) {
+      onParked: (keys, records) => (this.#parked = { keys, records }),
+      onPublished(page, setAside) {
         count.pages++
-        count.published += page.messages.length
+        count.published += page.messages.length - setAside
         count.publishedBytes += page.bytes
+      },
+      onReplayed(records, bytes) {
+        count.published += records
+        count.publishedBytes += bytes
       },
       onRetry: (unresolved) => (count.resent += unresolved.length),
       onState: (state, epoch) => {

@@ -17,6 +17,7 @@ import { PollingCapture } from './capture/polling/polling-capture.ts'
 import type { PageBounds } from './capture/polling/page-reader.ts'
 import { CheckpointLog } from './checkpoint-log.ts'
 import { Lease } from './lease.ts'
+import { type CrashCounter, ParkingOwner } from './parking/index.ts'
 import { relayPages } from './relay-pages.ts'
 import { type RelaySessions, openRelaySessions, serverSilent } from './sessions.ts'
 
@@ -28,7 +29,12 @@ export interface TermOptions {
   readonly holder: string
   readonly leaseTtlMs: number
   readonly logger: Logger
-  readonly onPublished: (page: Page) => void
+  /** Counts what kills the process; it outlives the terms. */
+  readonly crashes: CrashCounter
+  readonly onParked: (keys: number, records: number) => void
+  /** A page is done; so many of its events were not published but parked, or discarded before. */
+  readonly onPublished: (page: Page, setAside: number) => void
+  readonly onReplayed: (records: number, bytes: number) => void
   readonly onRetry: (unresolved: readonly Unresolved[]) => void
   readonly onState: (state: 'standby' | 'relaying', epoch: string) => void
   readonly pollIntervalMs: number
@@ -69,8 +75,10 @@ async function work(options: TermOptions, lease: Lease, sessions: RelaySessions,
   options.onState('relaying', lease.epoch)
   const reader = sessions.reader.client
   const capture = new PollingCapture({ ...options, log, reader, shards: lease.fence.shards, start })
-  await relayPages(options, capture, lease, signal)
+  const parking = new ParkingOwner({ ...options, lease, sql: sessions.writer.client })
+  await relayPages({ ...options, parking }, capture, lease, signal)
   await capture.close()
+  await parking.rest()
 }
 
 async function waitForLease(options: TermOptions, writer: PgClient, signal: AbortSignal): Promise<Lease | undefined> {

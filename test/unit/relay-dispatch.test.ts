@@ -6,6 +6,7 @@ import { silentLogger } from '../../src/core/logger.ts'
 import type { OutgoingMessage } from '../../src/core/message.ts'
 import { Signals } from '../../src/core/signals.ts'
 import { type DispatchOptions, dispatch } from '../../src/outbox-relay/dispatch.ts'
+import { CrashCounter } from '../../src/outbox-relay/parking/index.ts'
 
 const message = (seq: number, key: string): OutgoingMessage => ({
   id: `id-${seq}`,
@@ -26,6 +27,16 @@ const unresolved = (index: number, more: Partial<Unresolved> = {}): Unresolved =
   ...more,
 })
 
+/** Nothing is parked, and what is to be parked is remembered. */
+function noParking(parked: string[] = []): DispatchOptions['parking'] {
+  return {
+    crashes: new CrashCounter(),
+    divert: async (messages) => messages,
+    park: async (refused) => void parked.push(...refused.map((one) => `${one.message.seq} ${one.reason}`)),
+    watching: false,
+  }
+}
+
 /** Answers each publish in turn, then stores everything. */
 function options(answers: readonly (readonly Unresolved[])[], more: Partial<DispatchOptions> = {}) {
   const batches: string[][] = []
@@ -43,6 +54,7 @@ function options(answers: readonly (readonly Unresolved[])[], more: Partial<Disp
     logger: silentLogger,
     assertHeld: () => {},
     onRetry: () => {},
+    parking: noParking(),
     publisher,
     signals: new Signals(),
     ...more,
@@ -113,17 +125,54 @@ test('the wait grows while nothing gets through, begins anew when something does
   expect(waits).toEqual([10, 20, 40, 10, 10])
 })
 
-test('an event that is refused for good is told at level error with its id, anything else at warn', async () => {
-  const told: unknown[] = []
-  const logger = {
-    ...silentLogger,
-    error: (fields: object) => told.push(['error', fields]),
-    warn: (fields: object) => told.push(['warn', fields]),
+test('a refused event is parked with the later ones of its key, and the rest goes on at once (traps 16, 44)', async () => {
+  const parked: string[] = []
+  const clock = { ...systemClock, setTimer: () => expect.fail('nobody waits') }
+  const { batches, built } = options(
+    [
+      [
+        unresolved(0, { class: 'poison' }),
+        unresolved(1, { class: 'poison', outcome: 'unsent' }),
+        unresolved(2, { class: 'poison', outcome: 'unsent' }),
+        unresolved(4, { class: 'poison', outcome: 'unsent' }),
+      ],
+    ],
+    { clock, parking: noParking(parked) },
+  )
+  expect(await dispatch(page, built, never)).toBe(true)
+  expect(parked).toEqual(['1 poison', '3 behind', '5 behind'])
+  expect(batches).toEqual([['1', '2', '3', '4', '5'], ['2']])
+})
+
+test('an event before the refused one, whose outcome is open, is sent again; those behind are parked', async () => {
+  const parked: string[] = []
+  const { batches, built } = options(
+    [[unresolved(0, { outcome: 'unknown' }), unresolved(2, { class: 'poison' }), unresolved(4, { outcome: 'unsent' })]],
+    { parking: noParking(parked) },
+  )
+  expect(await dispatch(page, built, never)).toBe(true)
+  expect(parked).toEqual(['3 poison', '5 behind'])
+  expect(batches.at(-1)).toEqual(['1'])
+})
+
+test('what belongs to a parked key is not published', async () => {
+  const parking = { ...noParking(), watching: true, divert: async (all: readonly OutgoingMessage[]) => all.slice(3) }
+  const { batches, built } = options([], { parking })
+  expect(await dispatch(page, built, never)).toBe(true)
+  expect(batches).toEqual([['4', '5']])
+})
+
+test('a broker that asks to be left alone is left alone as long as it asks, within bounds', async () => {
+  const waits: number[] = []
+  const clock = {
+    ...systemClock,
+    setTimer: (callback: () => void, ms: number) => {
+      waits.push(ms)
+      return systemClock.setTimer(callback, 0)
+    },
   }
-  const { built } = options([[unresolved(1, { class: 'poison' })], [unresolved(0)]], { logger })
-  await dispatch(page, built, never)
-  expect(told).toMatchObject([
-    ['error', { class: 'poison', id: 'id-2', topic: 't' }],
-    ['warn', { class: 'retry', id: 'id-2' }],
-  ])
+  const asks = (retryAfterMs: number) => [unresolved(0, { class: 'throttle', retryAfterMs })]
+  const { built } = options([asks(700), asks(3_600_000)], { clock })
+  expect(await dispatch(page, built, never)).toBe(true)
+  expect(waits).toEqual([700, 60_000])
 })
