@@ -228,6 +228,25 @@ describe('the kafkajs publisher', () => {
     for (const shape of shapes) expect(shape).toEqual(shapes[0])
   })
 
+  test('of a key that is used in two topics nothing is stored in one while the other refuses what comes before', async () => {
+    fake.answer = ({ groups }) =>
+      [...groups.keys()].some((name) => name.startsWith('sick/')) ? gaveUp(protocol('NOT_ENOUGH_REPLICAS')) : undefined
+    const sick = { topic: 'sick' }
+    const page = [message('a'), message('b', sick), message('b'), message('c'), message('a', sick), message('a')]
+    const unresolved = await publisher.publish(page)
+    expect(unresolved.map(({ index, outcome }) => [index, outcome])).toEqual([
+      [1, 'unknown'],
+      [2, 'unsent'],
+      [4, 'unknown'],
+      [5, 'unsent'],
+    ])
+    expect(new Set(ids(fake.stored))).toEqual(new Set([page[0]?.id, page[3]?.id]))
+    fake.answer = () => undefined
+    const rest = unresolved.map((one) => page[one.index] as OutgoingMessage)
+    expect(await publisher.publish(rest)).toEqual([])
+    expect(new Set(ids(fake.stored))).toEqual(new Set(ids(page)))
+  })
+
   test('a missing topic is retried while it may be about to be made, then poison; other topics go on', async () => {
     const missing = (): Error => gaveUp(protocol('UNKNOWN_TOPIC_OR_PARTITION'))
     fake.answer = ({ groups }) => ([...groups.keys()].some((name) => name.startsWith('none/')) ? missing() : undefined)

@@ -9,6 +9,12 @@ export type KafkajsSasl = KafkaSasl
 export interface KafkajsOptions extends KafkaOptions {
   /** Where kafkajs' own log lines go, all at `debug`, for it calls routine things errors. Default: nowhere. */
   readonly logger?: Logger
+  /**
+   * The largest record batch, in bytes, whatever the topics allow; a message that is larger alone is poison before it is
+   * sent. Set it where consumers cannot take as much as the topics can. Default: what the cluster says of each topic
+   * (`max.message.bytes`, which takes the right DESCRIBE_CONFIGS), else 1048588, Kafka's own default.
+   */
+  readonly maxMessageBytes?: number
 }
 
 /** The options with their defaults. */

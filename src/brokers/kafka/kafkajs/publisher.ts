@@ -171,8 +171,13 @@ export class KafkajsPublisher implements Publisher {
       this.#resolve(left, verdict, outcome)
       return
     }
-    if (verdict.renew) this.#discard()
-    await Promise.all(groups.map((group) => this.#sendGroup(group, outcome, deadline, alone ? verdict : undefined)))
+    const waves = wavesOf(left)
+    // Cut otherwise than before, the batches must not have the same sequence numbers.
+    if (verdict.renew || waves.length > 1) this.#discard()
+    for (const wave of waves) {
+      const apart = byPartition(outcome.sendable(wave))
+      await Promise.all(apart.map((group) => this.#sendGroup(group, outcome, deadline, alone ? verdict : undefined)))
+    }
   }
 
   /** Sends the records of one partition (or of one topic nobody knows yet); halves them where that finds who is to blame. */
@@ -251,6 +256,23 @@ export class KafkajsPublisher implements Publisher {
   #nextRunning(): number {
     return (this.#running = (this.#running + 1) & 0x7fffffff)
   }
+}
+
+/**
+ * The records in steps, so that those of a key that is used in several topics are never under way in two topics at once:
+ * what is sent apart may be stored apart.
+ */
+function wavesOf(records: readonly ProduceRecord[]): ProduceRecord[][] {
+  const waves: ProduceRecord[][] = []
+  const last = new Map<string, { readonly topic: string; readonly wave: number }>()
+  for (const record of records) {
+    const { key, topic } = record.message
+    const previous = key === null ? undefined : last.get(key)
+    const wave = previous === undefined ? 0 : previous.wave + (previous.topic === topic ? 0 : 1)
+    if (key !== null) last.set(key, { topic, wave })
+    ;(waves[wave] ??= []).push(record)
+  }
+  return waves
 }
 
 const NO_SUCH_TOPIC = Object.assign(new Error('the cluster does not know the topic'), {
