@@ -10,7 +10,7 @@ export interface RelayPagesOptions extends Omit<DispatchOptions, 'assertHeld'> {
   readonly onPublished: (page: Page, setAside: number) => void
   readonly parking: ParkingOwner
   /** Asked between pages; true ends the loop as the signal does. Default: only the signal ends it. */
-  readonly until?: () => boolean
+  readonly until?: () => boolean | Promise<boolean>
 }
 
 /** Resolves, with nothing in flight, when the signal aborted or `until` said so; rejects with what ended it. */
@@ -22,7 +22,7 @@ export async function relayPages(
 ): Promise<void> {
   const { onPublished, parking, until = () => false } = options
   const dispatching = { ...options, assertHeld: () => lease.assertHeld() }
-  const over = (): boolean => signal.aborted || until()
+  const over = async (): Promise<boolean> => signal.aborted || until()
   let ahead: Promise<Page | undefined> | undefined
   await parking.begin()
   try {
@@ -30,11 +30,11 @@ export async function relayPages(
       await parking.attend()
       const page = await (ahead ?? capture.read())
       ahead = undefined
-      if (over()) return
+      if (await over()) return
       if (page === undefined) {
         lease.assertHeld()
         await parking.whileIdle((waiting) => capture.idle(waiting), signal)
-        if (over()) return
+        if (await over()) return
         continue
       }
       lease.assertHeld()

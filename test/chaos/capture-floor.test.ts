@@ -6,6 +6,7 @@ import { Signals } from '../../src/core/signals.ts'
 import type { Delta } from '../../src/outbox-relay/capture/polling/delta.ts'
 import { PollingCapture } from '../../src/outbox-relay/capture/polling/polling-capture.ts'
 import { Snapshot } from '../../src/outbox-relay/capture/polling/snapshot.ts'
+import { ALL_SHARDS } from '../../src/outbox-relay/shards.ts'
 import type { PgClient, SqlResult } from '../../src/postgres/sql.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
 
@@ -31,9 +32,8 @@ for (const version of [18, 15] as const) {
         pollIntervalMs: 25,
         reader: onlyLooks(reader),
         schema: 'outbox',
-        shards: Array.from({ length: 16 }, (_, shard) => shard),
         signals,
-        start: { base: { snapshot: Snapshot.NOTHING, floor: 0n } },
+        start: [{ checkpoint: { base: { snapshot: Snapshot.NOTHING, floor: 0n } }, shards: ALL_SHARDS }],
       })
       const wentBack: bigint[] = []
       let highest = 0n

@@ -121,6 +121,7 @@ export class ModelRelays {
     })
     const relay = createRelay({
       broker,
+      capture: 'polling',
       clock: this.#clock(),
       leaseTtlMs: 8000,
       onError: (error) => this.#expect(error),

@@ -104,7 +104,10 @@ for (const version of [18, 15] as const) {
       await snapshot.query('select 1')
       const broker = recordingBroker()
       const signals = new Signals()
-      const relay = trackLifecycle('relay', createRelay({ broker, postgres: database.pool, signals, pageSize: 500 }))
+      const relay = trackLifecycle(
+        'relay',
+        createRelay({ broker, capture: 'polling', postgres: database.pool, signals, pageSize: 500 }),
+      )
       await relay.start()
       for (let n = 0; n < 20; n++) await fill(database.pool, 1000)
       await broker.until(20_000)
@@ -135,7 +138,7 @@ describeWith('postgres18', 'after a catch-up of a million rows', () => {
       keys.set(message.key ?? '', BigInt(message.seq))
     }
     const signals = new Signals()
-    const relay = trackLifecycle('relay', createRelay({ broker, postgres: database.pool, signals }))
+    const relay = trackLifecycle('relay', createRelay({ broker, capture: 'polling', postgres: database.pool, signals }))
     let writes = 0
     signals.on('checkpoint:written', () => void writes++)
     const caughtUp = broker.until(1_000_000)

@@ -1,4 +1,4 @@
-/** One relay at a time, and what a relay that lost its place cannot do any more. */
+/** Who holds a shard, and what a relay that lost its place cannot do any more. */
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { systemClock } from '../../src/core/clock.ts'
 import { Signals } from '../../src/core/signals.ts'
@@ -11,6 +11,9 @@ import { trackLifecycle } from '../support/leaks.ts'
 import { recordingBroker } from '../support/recording-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
 
+const WAITING_SQL = `select count(*)::int as n from pg_stat_activity
+                     where datname = current_database() and wait_event_type = 'Lock'`
+
 for (const version of [18, 15] as const) {
   describeWith(`postgres${version}`, `the lease on PostgreSQL ${version}`, () => {
     let database: TestDatabase
@@ -18,30 +21,17 @@ for (const version of [18, 15] as const) {
     afterEach(() => database.close())
 
     const relayOf = (options: Partial<RelayOptions> = {}): Relay =>
-      trackLifecycle('relay', createRelay({ broker: recordingBroker(), postgres: database.pool, ...options }))
+      trackLifecycle(
+        'relay',
+        createRelay({ broker: recordingBroker(), capture: 'polling', postgres: database.pool, ...options }),
+      )
     const acquire = (holder: string, ttlMs = 60_000): Promise<Lease | undefined> =>
       Lease.acquire(database.pool, { clock: systemClock, holder, schema: 'outbox', ttlMs })
+    const floorOf = async (lease: Lease): Promise<bigint | undefined> =>
+      (await new CheckpointLog(database.pool, 'outbox', lease).load())[0]?.checkpoint.base.floor
     const checkpoint = { base: { snapshot: Snapshot.NOTHING, floor: 0n } }
 
-    test('of two relays one works and the other stands by, and takes over when the first stops', async () => {
-      const broker = recordingBroker()
-      const first = relayOf({ broker })
-      const second = relayOf({ broker })
-      await first.start()
-      await second.start()
-      expect([first.stats().state, second.stats().state]).toEqual(['relaying', 'standby'])
-      await appendSql(database.pool, 'k', 1)
-      await broker.until(1)
-      await first.stop()
-      await appendSql(database.pool, 'k', 2)
-      await broker.until(2)
-      expect(second.stats()).toMatchObject({ state: 'relaying', epoch: '2' })
-      await second.stop()
-      expect(broker.stored.map((message) => read(message.payload).n)).toEqual([1, 2])
-      expect(second.stats().published).toBe(1)
-    })
-
-    test('twenty contenders at once: exactly one takes the lease', async () => {
+    test('twenty that want all shards at once: exactly one takes them', async () => {
       const leases = await Promise.all(Array.from({ length: 20 }, (_, i) => acquire(`relay ${i}`)))
       expect(leases.filter((lease) => lease !== undefined)).toHaveLength(1)
     })
@@ -73,13 +63,13 @@ for (const version of [18, 15] as const) {
     test('an owner that was replaced writes no checkpoint, even one that began before (trap 6)', async () => {
       const owner = await database.pool.connect()
       const lease = await Lease.acquire(owner, { clock: systemClock, holder: 'old', schema: 'outbox', ttlMs: 1 })
-      const old = new CheckpointLog(owner, 'outbox', (lease as Lease).fence)
+      const old = new CheckpointLog(owner, 'outbox', lease as Lease)
       await old.write(checkpoint)
       await database.pool.query('select pg_sleep(0.01)')
       const next = (await acquire('new')) as Lease
       expect(next).toBeDefined()
       await expect(old.write(checkpoint)).rejects.toMatchObject({ code: 'LEASE_LOST' })
-      await new CheckpointLog(database.pool, 'outbox', next.fence).write(checkpoint)
+      await new CheckpointLog(database.pool, 'outbox', next).write(checkpoint)
       const { rows } = await database.pool.query('select epoch::int from outbox.checkpoint order by n')
       expect(rows.map((row) => row.epoch)).toEqual([1, 2])
       owner.release()
@@ -88,15 +78,15 @@ for (const version of [18, 15] as const) {
     test('an owner that was replaced empties no bucket of the checkpoint log either (trap 6)', async () => {
       const owner = await database.pool.connect()
       const lease = await Lease.acquire(owner, { clock: systemClock, holder: 'old', schema: 'outbox', ttlMs: 1 })
-      const old = new CheckpointLog(owner, 'outbox', (lease as Lease).fence, 100)
+      const old = new CheckpointLog(owner, 'outbox', lease as Lease, 100)
       const at = (n: number) => ({ base: { snapshot: Snapshot.NOTHING, floor: BigInt(n) } })
       for (let n = 1; n <= 100; n++) await old.write(at(n))
       const next = (await acquire('new')) as Lease
-      const log = new CheckpointLog(database.pool, 'outbox', next.fence, 100)
+      const log = new CheckpointLog(database.pool, 'outbox', next, 100)
       await log.load()
       for (let n = 101; n <= 160; n++) await log.write(at(n))
       await expect(old.write(at(0))).rejects.toMatchObject({ code: 'LEASE_LOST' })
-      expect((await new CheckpointLog(database.pool, 'outbox', next.fence).load()).base.floor).toBe(160n)
+      expect(await floorOf(next)).toBe(160n)
       owner.release()
     })
 
@@ -104,7 +94,7 @@ for (const version of [18, 15] as const) {
       const [one, two] = [await database.pool.connect(), await database.pool.connect()]
       const options = { clock: systemClock, holder: 'owner', schema: 'outbox', ttlMs: 60_000 }
       const lease = (await Lease.acquire(one, options)) as Lease
-      await expect(new CheckpointLog(two, 'outbox', lease.fence).write(checkpoint)).rejects.toMatchObject({
+      await expect(new CheckpointLog(two, 'outbox', lease).write(checkpoint)).rejects.toMatchObject({
         code: 'LEASE_LOST',
       })
       await expect(lease.renew(two)).rejects.toMatchObject({ code: 'LEASE_LOST' })
@@ -141,9 +131,8 @@ for (const version of [18, 15] as const) {
       await database.pool.query(`update outbox.lease set expires_at = '-infinity' where shard < 8`)
       await owner.query('set enable_indexscan = off; set enable_bitmapscan = off')
       const waiting = async (count: number): Promise<void> => {
-        const text = `select count(*)::int as n from pg_stat_activity
-                      where datname = current_database() and wait_event_type = 'Lock'`
-        while ((await database.pool.query(text)).rows[0].n < count) await database.pool.query('select pg_sleep(0.01)')
+        while ((await database.pool.query(WAITING_SQL)).rows[0].n < count)
+          await database.pool.query('select pg_sleep(0.01)')
       }
       await gate.query('begin')
       await gate.query('select from outbox.lease where shard = 4 for update')
@@ -212,15 +201,80 @@ for (const version of [18, 15] as const) {
 
     test('the checkpoint log goes from bucket to bucket, keeps the newest row and bounds what it stores', async () => {
       const lease = (await acquire('owner')) as Lease
-      const log = new CheckpointLog(database.pool, 'outbox', lease.fence, 100)
-      for (let n = 1; n <= 250; n++) await log.write({ base: { snapshot: Snapshot.NOTHING, floor: BigInt(n) } })
-      const { rows } = await database.pool.query(
-        'select count(*)::int as n, count(distinct bucket)::int as buckets from outbox.checkpoint',
+      const log = new CheckpointLog(database.pool, 'outbox', lease, 100)
+      const buckets = new Set<number>()
+      for (let n = 1; n <= 520; n++) {
+        await log.write({ base: { snapshot: Snapshot.NOTHING, floor: BigInt(n) } })
+        if (n % 10 !== 0) continue
+        const { rows } = await database.pool.query(
+          'select count(*)::int as n, max(bucket) as bucket from outbox.checkpoint',
+        )
+        expect(rows[0].n).toBeLessThanOrEqual(200)
+        const newest = await database.pool.query('select bucket from outbox.checkpoint order by n desc limit 1')
+        buckets.add(newest.rows[0].bucket)
+        expect(await floorOf(lease)).toBe(BigInt(n))
+      }
+      expect([...buckets]).toEqual([0, 1])
+    })
+
+    test('the log is bounded while several relays write it, and keeps the row of a shard that nobody writes', async () => {
+      const writers = await Promise.all(
+        [1, 2, 3].map(async (member) => {
+          const sql = await database.pool.connect()
+          const lease = await Lease.join(sql, {
+            clock: systemClock,
+            holder: `${member}`,
+            schema: 'outbox',
+            ttlMs: 60_000,
+          })
+          const shards = await lease.claim(sql, 5)
+          return { sql, lease, shards, log: new CheckpointLog(sql, 'outbox', lease, 100) }
+        }),
       )
-      expect(rows[0].n).toBeLessThanOrEqual(200)
-      expect(rows[0].buckets).toBe(2)
-      const loaded = await new CheckpointLog(database.pool, 'outbox', lease.fence).load()
-      expect(loaded.base.floor).toBe(250n)
+      const idle = await database.pool.connect()
+      const last = await Lease.join(idle, { clock: systemClock, holder: 'idle', schema: 'outbox', ttlMs: 60_000 })
+      expect(await last.claim(idle, 16)).toEqual([15])
+      await new CheckpointLog(idle, 'outbox', last, 100).write({ base: { snapshot: Snapshot.NOTHING, floor: 7777n } })
+      const floors = writers.map(() => 0n)
+      const write = async (i: number, times: number): Promise<void> => {
+        const { log } = writers[i] as (typeof writers)[0]
+        for (let n = 0; n < times; n++) {
+          floors[i] = (floors[i] as bigint) + 1n
+          await log.write({ base: { snapshot: Snapshot.NOTHING, floor: floors[i] as bigint } })
+        }
+      }
+      // At very different rates, at once.
+      for (let round = 0; round < 8; round++) {
+        await Promise.all([write(0, 90), write(1, 17), write(2, 1)])
+        const { rows } = await database.pool.query('select count(*)::int as n from outbox.checkpoint')
+        expect(rows[0].n).toBeLessThanOrEqual(260)
+        for (const [i, { sql, lease }] of writers.entries()) {
+          const loaded = await new CheckpointLog(sql, 'outbox', lease).load()
+          expect(loaded.map(({ checkpoint: { base } }) => base.floor)).toEqual([floors[i]])
+        }
+        const kept = await new CheckpointLog(idle, 'outbox', last).load()
+        expect(kept.map(({ checkpoint: { base } }) => base.floor)).toEqual([7777n])
+      }
+      for (const { sql } of writers) sql.release(true)
+      idle.release(true)
+    })
+
+    test('a checkpoint is found while the log empties the bucket that it lies in', async () => {
+      const lease = (await acquire('owner')) as Lease
+      const log = new CheckpointLog(database.pool, 'outbox', lease, 100)
+      await log.write({ base: { snapshot: Snapshot.NOTHING, floor: 5n } })
+      const [emptying, reader] = [await database.pool.connect(), await database.pool.connect()]
+      // What the log does to a bucket, step by step.
+      await emptying.query('begin')
+      await emptying.query('lock table outbox.checkpoint_0 in access exclusive mode')
+      await emptying.query(`insert into outbox.checkpoint (bucket, n, shards, epoch, base, base_floor) overriding system value
+                            select 1, n, shards, epoch, base, base_floor from outbox.checkpoint`)
+      const loading = new CheckpointLog(reader, 'outbox', lease).load()
+      while ((await database.pool.query(WAITING_SQL)).rows[0].n < 1) await database.pool.query('select pg_sleep(0.01)')
+      await emptying.query('truncate outbox.checkpoint_0')
+      await emptying.query('commit')
+      expect((await loading).map(({ checkpoint: { base } }) => base.floor)).toEqual([5n])
+      for (const client of [emptying, reader]) client.release(true)
     })
   })
 }

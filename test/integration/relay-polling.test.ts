@@ -21,7 +21,7 @@ for (const version of [18, 15] as const) {
     afterEach(() => database.close())
 
     const relayOf = (options: Partial<RelayOptions> = {}): Relay =>
-      trackLifecycle('relay', createRelay({ broker, postgres: database.pool, signals, ...options }))
+      trackLifecycle('relay', createRelay({ broker, capture: 'polling', postgres: database.pool, signals, ...options }))
     const numbers = (): number[] => broker.stored.map((message) => read(message.payload).n)
     /** Resolves when the capture has looked at the table once more, from now on, and found nothing to publish. */
     const idle = async (): Promise<void> => {
@@ -86,7 +86,6 @@ for (const version of [18, 15] as const) {
       await Promise.all(relays.map((relay) => relay.start()))
       for (let n = 61; n <= 120; n++) await appendSql(database.pool, 'k', n)
       await broker.until(120)
-      expect(relays.map((relay) => relay.stats().state).toSorted()).toEqual(['relaying', 'standby', 'standby'])
       await Promise.all(relays.map((relay) => relay.stop()))
       expect(numbers()).toEqual(Array.from({ length: 120 }, (_, i) => i + 1))
     })

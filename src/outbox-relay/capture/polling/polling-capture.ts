@@ -33,10 +33,23 @@
  * committed event would be skipped for ever. For the same reason a snapshot lives in memory no longer than the
  * connections it came over: after any loss the owner loads the checkpoint anew.
  *
- * # States
+ * # Groups of shards
  *
- *     closed (S1)  --read: rows found, open-->  open (S1, S2, after)  --read: no more pages, then open of the next-->  open (S2, S3, 0)
- *     open         --read: nothing, idle-->     closed (S2)           and closed again about every SETTLE_INTERVAL_MS
+ * All of the above holds for any set of shards by itself: read it with "records of these shards". Shards that have come
+ * from another relay bring their own checkpoint, so the shards are in groups, each with its own base and open delta.
+ * - A floor belongs to a snapshot and not to a group: a write W for any shards, over the connection that also looks,
+ *   proves it for every later snapshot, and so does one by any relay whose row, written after it, has been loaded.
+ * - A delta's opening write names all shards of its group, before anything of it is published.
+ * - One look serves all groups that have nothing left to read; those that have come to the same snapshot become one
+ *   group. A group that is far behind is read in turn with the others, page by page.
+ * - What is published and what is written is kept by shard. So a page that is in flight while its group becomes another
+ *   speaks for the shards that it was read for, and nothing is lost when shards are given away between two pages: what
+ *   was read ahead is forgotten and the groups are made anew from what is published.
+ *
+ * # States of a group
+ *
+ *     closed (S1)  --look, rows found, open-->  open (S1, S2, after)  --no more pages, look, open-->  open (S2, S3, 0)
+ *     open         --nothing, idle-->           closed (S2)           and closed again about every SETTLE_INTERVAL_MS
  *
  * After a delta the first empty step writes once, which moves S1 and its floor past what was published; from then on an
  * idle poll is one trivial query. A large backlog is treated likewise before it is opened: one extra write raises the
@@ -46,7 +59,7 @@ import { type Clock, delay, withDeadline } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
 import type { Signals } from '../../../core/signals.ts'
 import { type PgClient, quoteIdentifier } from '../../../postgres/sql.ts'
-import type { Checkpoint, CheckpointLog } from '../../checkpoint-log.ts'
+import type { Checkpoint, CheckpointLog, ShardsCheckpoint } from '../../checkpoint-log.ts'
 import { recordSequence, sequenceAltered, standbyRefused } from '../../preconditions.ts'
 import { answered, serverSilent } from '../../sessions.ts'
 import type { Capture, Page } from '../capture.ts'
@@ -65,10 +78,9 @@ export interface PollingCaptureOptions {
   /** Reads; a connection of its own, so that a page is read while a checkpoint is written. */
   readonly reader: PgClient
   readonly schema: string
-  readonly shards: readonly number[]
   readonly signals: Signals
-  /** Where to begin: the checkpoint as loaded. */
-  readonly start: Checkpoint
+  /** Where to begin: the checkpoints as loaded. They say which shards are read. */
+  readonly start: readonly ShardsCheckpoint[]
 }
 
 /** How often an idle capture writes a checkpoint, so that retention moves. */
@@ -86,10 +98,21 @@ const LOOK_TIMEOUT_MS = 10_000
 /** A delta that may span more pages than this gets its floor raised before it is opened. */
 const LARGE_DELTA_PAGES = 4
 
-/** A page with its place in a delta. */
+/** A page with its place. */
 interface PolledPage extends Page {
   readonly delta: Delta
+  /** What is published once the page is. */
+  readonly next: Checkpoint
   readonly rows: PageRows
+  /** Whose records it holds. */
+  readonly shards: readonly number[]
+}
+
+/** Shards that are read together. */
+interface Group {
+  readonly shards: readonly number[]
+  /** Where the next read goes on. It runs ahead of what is published by the pages in flight. */
+  cursor: Checkpoint
 }
 
 // One snapshot, then one look at the sequence: the snapshot of a statement is taken before it runs. The value comes from
@@ -107,98 +130,175 @@ export class PollingCapture implements Capture {
   readonly #options: PollingCaptureOptions
   readonly #lookSql: string
   readonly #sequence: string
-  /** Where the next read goes on. It runs ahead of what is published by the pages in flight. */
-  #cursor: Checkpoint
-  /** What is published. */
-  #done: Checkpoint
-  /** What the log says: the last write known to be committed. */
-  #written: Checkpoint
+  #groups: Group[] = []
+  /** Whose turn it is to be read. */
+  #turn = 0
+  /** What is published, by shard. */
+  readonly #done = new Map<number, Checkpoint>()
+  /** What the log says, by shard: the last write known to be committed. */
+  readonly #written = new Map<number, Checkpoint>()
   /** The floor of any snapshot taken from now on: the sequence's value from before the last write known to be committed. */
-  #provenFloor: bigint
+  #provenFloor = 0n
   /** The sequence's value as last read; a write that begins now, once committed, makes it the proven floor. */
-  #lastHigh: bigint
+  #lastHigh = 0n
   #lastWriteAt = Number.NEGATIVE_INFINITY
+  #othersSettledAt = Number.NEGATIVE_INFINITY
   #backend: number | undefined
   /** The write of progress inside a delta that is under way, if any. */
   #progress: Promise<void> | undefined
   #progressError: Error | undefined
-
   #pauseMs = 0
 
   constructor(options: PollingCaptureOptions) {
     this.#options = options
     this.#lookSql = lookSql(quoteIdentifier(options.schema))
     this.#sequence = recordSequence(options.schema)
-    const { base, open } = options.start
-    this.#cursor = this.#done = this.#written = options.start
-    this.#lastHigh = this.#provenFloor = open === undefined ? base.floor : open.delta.target.floor
+    this.add(options.start)
+  }
+
+  /** Reads these shards as well, from their checkpoints on. Called with nothing in flight, after `rewind`. */
+  add(start: readonly ShardsCheckpoint[]): void {
+    for (const { checkpoint, shards } of start) {
+      this.#groups.push({ shards, cursor: checkpoint })
+      for (const shard of shards) {
+        this.#done.set(shard, checkpoint)
+        this.#written.set(shard, checkpoint)
+      }
+      const { floor } = checkpoint.open === undefined ? checkpoint.base : checkpoint.open.delta.target
+      if (floor > this.#provenFloor) this.#provenFloor = floor
+      if (floor > this.#lastHigh) this.#lastHigh = floor
+    }
+  }
+
+  /** Writes how far these shards are published and reads them no more. Called with nothing in flight, after `rewind`. */
+  async remove(shards: readonly number[]): Promise<void> {
+    await this.#settle(shards)
+    for (const shard of shards) {
+      this.#done.delete(shard)
+      this.#written.delete(shard)
+    }
+    this.rewind()
+  }
+
+  /** Forgets what was read and not published. Called with nothing in flight. */
+  rewind(): void {
+    this.#groups = this.#byDone([...this.#done.keys()])
   }
 
   async read(): Promise<Page | undefined> {
-    const open = this.#cursor.open
-    if (open !== undefined) {
-      const page = await this.#readPage(open.delta, open.after)
+    let looked = false
+    for (let empty = 0; empty < this.#groups.length;) {
+      const group = this.#groups[this.#turn % this.#groups.length] as Group
+      if (group.cursor.open === undefined && !looked) {
+        await this.#look()
+        looked = true
+        empty = 0
+        continue
+      }
+      this.#turn++
+      const page = await this.#readPage(group)
       if (page !== undefined) return page
-      this.#cursor = { base: open.delta.target }
+      empty++
     }
-    let delta = await this.#look()
-    if (this.#isLarge(delta.high - delta.base.floor)) delta = await this.#raiseFloor(delta)
-    const page = isTriviallyEmpty(delta) ? undefined : await this.#readPage(delta, 0n)
-    // An empty delta: its target is as good a base as its own, and a later one.
-    if (page === undefined) this.#cursor = { base: delta.target }
-    return page
+    return undefined
   }
 
   async open(page: Page): Promise<void> {
     this.#pauseMs = 0
-    const { delta, rows } = page as PolledPage
+    const { delta, shards } = page as PolledPage
     await this.#settleProgress()
-    if (this.#written.open?.delta !== delta) {
-      await this.#options.signals.reach('capture:open', page)
-      await this.#write({ base: delta.base, open: { delta, after: 0n } })
-    }
-    this.#cursor = rows.more ? { base: delta.base, open: { delta, after: rows.lastSeq } } : { base: delta.target }
+    if (this.#groups.length > 1) await this.#settleOthers(shards)
+    if (shards.every((shard) => this.#written.get(shard)?.open?.delta === delta)) return
+    await this.#options.signals.reach('capture:open', page)
+    await this.#write({ base: delta.base, open: { delta, after: 0n } }, shards)
   }
 
   published(page: Page): void {
-    const { delta, rows } = page as PolledPage
-    this.#done = rows.more ? { base: delta.base, open: { delta, after: rows.lastSeq } } : { base: delta.target }
-    // The last page of a delta is closed by the next opening write, or by idle().
-    if (!rows.more || this.#progress !== undefined) return
-    this.#progress = this.#write(this.#done)
+    const { next, shards } = page as PolledPage
+    for (const shard of shards) this.#done.set(shard, next)
+    if (this.#progress !== undefined) return
+    // The last page of a delta is closed by the next opening write, or by idle(), unless others are read before.
+    if (next.open === undefined && this.#groups.length === 1) return
+    this.#progress = this.#write(next, shards)
       .catch((error: Error) => void (this.#progressError = error))
       .then(() => void (this.#progress = undefined))
   }
 
   async idle(signal: AbortSignal): Promise<void> {
     await this.#settleProgress()
-    this.#done = this.#cursor
-    const behind = this.#lastHigh - this.#written.base.floor
+    this.#merge()
+    const written = [...this.#written.values()]
+    for (const { shards, cursor } of this.#groups) for (const shard of shards) this.#done.set(shard, cursor)
+    const lowest = written.reduce((low, { base }) => (base.floor < low ? base.floor : low), this.#lastHigh)
+    const behind = this.#lastHigh - lowest
     const sinceMs = this.#options.clock.monotonic() - this.#lastWriteAt
     const settle =
-      this.#written.open !== undefined ||
+      written.some(({ open }) => open !== undefined) ||
       this.#isLarge(behind) ||
       (behind > 0n && sinceMs >= CATCH_UP_INTERVAL_MS) ||
       sinceMs >= SETTLE_INTERVAL_MS
-    if (settle) await this.#write(this.#done)
+    if (settle) for (const { shards, cursor } of this.#groups) await this.#write(cursor, shards)
     const { clock, pollIntervalMs } = this.#options
     this.#pauseMs = Math.min(pollIntervalMs, this.#pauseMs === 0 ? FIRST_PAUSE_MS : this.#pauseMs * 2)
     await delay(clock, this.#pauseMs, signal)
   }
 
+  /**
+   * The point before which all is published for every shard, if that point was taken after `atMs` by the monotonic clock.
+   */
+  settledSince(atMs: number): Anchor | undefined {
+    const [first, ...others] = this.#done.values()
+    const settled = first !== undefined && first.open === undefined && others.every((one) => one.base === first.base)
+    return settled && (first.base.takenAtMs ?? 0) > atMs ? first.base : undefined
+  }
+
   async close(): Promise<void> {
-    await this.#settleProgress()
-    if (this.#done !== this.#written) await this.#write(this.#done)
+    await this.#settle([...this.#done.keys()])
   }
 
   #isLarge(range: bigint): boolean {
     return range > BigInt(LARGE_DELTA_PAGES * this.#options.bounds.maxMessages)
   }
 
-  /** Takes a snapshot, and the delta up to it. */
-  async #look(): Promise<Delta> {
+  /** Makes one group of those that have come to the same snapshot. */
+  #merge(): void {
+    if (this.#groups.length === 1) return
+    const merged = new Map<Anchor, Group>()
+    for (const group of this.#groups) {
+      const { base, open } = group.cursor
+      if (open !== undefined) continue
+      const { shards = [] } = merged.get(base) ?? {}
+      merged.set(base, { shards: [...shards, ...group.shards].toSorted((a, b) => a - b), cursor: group.cursor })
+    }
+    this.#groups = [...merged.values(), ...this.#groups.filter(({ cursor }) => cursor.open !== undefined)]
+  }
+
+  /** Takes a snapshot, and for each group that has nothing left to read the delta up to it. */
+  async #look(): Promise<void> {
+    this.#merge()
+    const first = this.#groups.find(({ cursor }) => cursor.open === undefined) as Group
+    let seen = await this.#snapshot(first)
+    // A large backlog: write what is published once more, which proves a higher floor, and look again.
+    if (this.#isLarge(seen.high - this.#provenFloor)) {
+      await this.#settleProgress()
+      const [published] = this.#byDone(first.shards)
+      if (published !== undefined) await this.#write(published.cursor, published.shards)
+      seen = await this.#snapshot(first)
+    }
+    const { target, high } = seen
+    for (const group of this.#groups) {
+      const { base, open } = group.cursor
+      if (open !== undefined) continue
+      const delta: Delta = { base, target, high }
+      // An empty delta: its target is as good a base as its own, and a later one.
+      group.cursor = isTriviallyEmpty(delta) ? { base: target } : { base, open: { delta, after: 0n } }
+    }
+  }
+
+  async #snapshot(first: Group): Promise<Delta> {
     const floor = this.#provenFloor
     const { clock, reader, signals } = this.#options
+    const takenAtMs = clock.monotonic()
     const looking = reader.query(this.#lookSql, [this.#sequence])
     const { rows } = await withDeadline(clock, looking, LOOK_TIMEOUT_MS, serverSilent)
     const { snapshot, high, standby, backend } = rows[0] as Look
@@ -208,34 +308,63 @@ export class PollingCapture implements Capture {
     const reached = BigInt(high)
     if (reached < this.#lastHigh) throw sequenceAltered(this.#sequence, `set back from ${this.#lastHigh} to ${reached}`)
     this.#lastHigh = reached
-    const target: Anchor = { snapshot: Snapshot.parse(snapshot), floor }
-    const delta: Delta = { base: this.#cursor.base, target, high: this.#lastHigh }
+    const delta: Delta = {
+      base: first.cursor.base,
+      target: { snapshot: Snapshot.parse(snapshot), floor, takenAtMs },
+      high: reached,
+    }
     await signals.reach('capture:look', delta)
     return delta
   }
 
-  /** Writes what is published once more, which proves a higher floor, and looks again. */
-  async #raiseFloor(delta: Delta): Promise<Delta> {
-    if (!this.#isLarge(delta.high - this.#provenFloor)) return delta
-    await this.#settleProgress()
-    await this.#write(this.#done)
-    return this.#look()
-  }
-
-  async #readPage(delta: Delta, after: bigint): Promise<PolledPage | undefined> {
-    const { bounds, clock, reader, schema, shards } = this.#options
+  /** Reads the next page of the group's delta, and moves its cursor. */
+  async #readPage(group: Group): Promise<PolledPage | undefined> {
+    const { open } = group.cursor
+    if (open === undefined) return undefined
+    const { bounds, clock, reader, schema } = this.#options
+    const { shards } = group
+    const { delta, after } = open
     const rows = await answered(clock, readPage(reader, schema, { delta, after, shards }, bounds))
-    return rows && { messages: rows.messages, bytes: rows.bytes, delta, rows }
+    group.cursor =
+      rows?.more === true ? { base: delta.base, open: { delta, after: rows.lastSeq } } : { base: delta.target }
+    return rows && { messages: rows.messages, bytes: rows.bytes, delta, next: group.cursor, rows, shards }
   }
 
   /** Writes a checkpoint; once it is committed, the sequence's value from before it is a proven floor. */
-  async #write(checkpoint: Checkpoint): Promise<void> {
+  async #write(checkpoint: Checkpoint, shards: readonly number[]): Promise<void> {
     const high = this.#lastHigh
-    await this.#options.log.write(checkpoint)
-    this.#written = checkpoint
+    await this.#options.log.write(checkpoint, shards)
+    for (const shard of shards) this.#written.set(shard, checkpoint)
     this.#lastWriteAt = this.#options.clock.monotonic()
     if (high > this.#provenFloor) this.#provenFloor = high
     this.#options.signals.emit('checkpoint:written', checkpoint)
+  }
+
+  /** The shards by what is published of them. */
+  #byDone(shards: readonly number[]): Group[] {
+    const groups = Map.groupBy(shards, (shard) => this.#done.get(shard) as Checkpoint)
+    return [...groups].map(([cursor, of]) => ({ cursor, shards: of.toSorted((a, b) => a - b) }))
+  }
+
+  /** Makes the log say what is published of these shards. */
+  async #settle(shards: readonly number[]): Promise<void> {
+    await this.#settleProgress()
+    for (const { cursor, shards: of } of this.#byDone(shards)) {
+      if (of.some((shard) => this.#written.get(shard) !== cursor)) await this.#write(cursor, of)
+    }
+  }
+
+  /** Now and then, before a page of one group, what is published of the others, which may have nothing to publish. */
+  async #settleOthers(opening: readonly number[]): Promise<void> {
+    const now = this.#options.clock.monotonic()
+    if (now - this.#othersSettledAt < SETTLE_INTERVAL_MS) return
+    this.#othersSettledAt = now
+    for (const { shards, cursor } of this.#groups) {
+      if (shards === opening) continue
+      // All that was read before the page that is to be opened is published by now.
+      for (const shard of shards) this.#done.set(shard, cursor)
+      await this.#settle(shards)
+    }
   }
 
   /** Waits for the progress write under way, and throws what it met. */
