@@ -8,6 +8,10 @@ import { describeWith, services } from '../support/services.ts'
 describeWith('nats', 'NATS JetStream', () => {
   const servers = services().nats as string
   runConformance('the NATS adapter', () => ({ broker: async () => nats({ servers }), plainReader }))
+  runConformance("the NATS adapter with durability 'fsync'", () => ({
+    broker: async () => nats({ durability: 'fsync', servers }),
+    plainReader,
+  }))
 
   async function plainReader(topic: string, count: number): Promise<readonly PlainMessage[]> {
     const nc = await connect({ servers })

@@ -1,5 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { expect, onTestFinished, test } from 'vitest'
+import type { LateRetry } from '../../src/brokers/broker.ts'
+import { MISSING_GRACE_MS } from '../../src/brokers/nats/error-class.ts'
 import { systemClock } from '../../src/core/clock.ts'
 import { keyedMessages, sampleKeys, sampleMessage } from '../../src/testing/conformance/sample-message.ts'
 import { startNats } from '../../src/testing/services/index.ts'
@@ -32,15 +34,74 @@ describeWith('nats', 'publishing to JetStream', () => {
     expectInOrder(await stage.stored(), 50)
   })
 
-  test('a subject that no stream captures is retried and not parked, and the error says how to make the stream', async () => {
+  test('a subject that no stream captures is retried at first, and poison once the server has said so for a while; the error says how to make the stream', async () => {
     const stage = new NatsStage(services().nats as string)
     const publisher = await stage.publisher()
     const missing = `missing.${randomUUID()}`
-    const [first, second] = await publisher.publish(keyedMessages(missing, ['k'], 2))
+    const batch = keyedMessages(missing, ['k'], 2)
+    const started = systemClock.monotonic()
+    let [first, second] = await publisher.publish(batch)
     expect(first).toMatchObject({ class: 'retry', index: 0, outcome: 'failed' })
     expect(first?.error.message).toContain(`--subjects ${missing}`)
     expect(second).toMatchObject({ class: 'retry', index: 1, outcome: 'unsent' })
+    while (first?.class === 'retry') {
+      await pause(50)
+      ;[first, second] = await publisher.publish(batch)
+    }
+    expect(systemClock.monotonic() - started).toBeGreaterThan(MISSING_GRACE_MS)
+    expect(first).toMatchObject({ class: 'poison', error: { code: 'MESSAGE_REJECTED' }, index: 0, outcome: 'failed' })
+    expect(first?.error.message).toContain(`--subjects ${missing}`)
+    expect(second).toMatchObject({ class: 'poison', index: 1, outcome: 'unsent' })
+    const { manager } = await stage.plain()
+    const name = missing.replace('.', '-')
+    await manager.streams.add({ name, subjects: [missing] })
+    onTestFinished(async () => void (await manager.streams.delete(name)))
+    expect(await publisher.publish(batch)).toEqual([])
+  }, 30_000)
+
+  test('a stream that is made while its messages are retried gets them, and none was poison', async () => {
+    const stage = new NatsStage(services().nats as string)
+    const broker = stage.broker()
+    const publisher = broker.publisher()
+    await publisher.start()
+    onTestFinished(() => publisher.close())
+    const batch = keyedMessages(stage.topic, ['k'], 3)
+    expect((await publisher.publish(batch))[0]).toMatchObject({ class: 'retry', outcome: 'failed' })
+    await broker.admin.createTopic(stage.topic)
+    await publishAll(publisher, batch)
+    expectInOrder(await stage.stored(), 3)
   })
+
+  test.each(['ack', 'fsync'] as const)(
+    "sent again past the stream's duplicate window is told once, with the ids; within it nothing is told (durability %s)",
+    async (durability) => {
+      const stage = new NatsStage(services().nats as string)
+      const proxy = await proxyTo(stage.servers)
+      const told: LateRetry[] = []
+      const late = stage.broker({ durability, servers: proxy.address, stream: { duplicateWindowMs: 900 } })
+      await late.admin.createTopic(stage.topic)
+      const publisher = late.publisher({ onLateRetry: (retry) => told.push(retry), timeoutMs: 200 })
+      await publisher.start()
+      onTestFinished(() => publisher.close())
+      // What the stream says counts, and it is asked in the background.
+      expect(await publisher.publish(keyedMessages(stage.topic, ['k'], 40))).toEqual([])
+      const batch = keyedMessages(stage.topic, sampleKeys(20), 20, 100)
+      proxy.hold()
+      const started = systemClock.monotonic()
+      expect(await publisher.publish(batch)).toHaveLength(20)
+      expect(await publisher.publish(batch)).toHaveLength(20)
+      const untold = told.length
+      if (systemClock.monotonic() - started < 900) expect(untold).toBe(0)
+      while (systemClock.monotonic() - started <= 1000) await pause(50)
+      expect(await publisher.publish([...batch, sampleMessage(stage.topic)])).toHaveLength(21)
+      proxy.release()
+      await publishAll(publisher, batch)
+      expect(told).toHaveLength(1)
+      expect(told[0]).toMatchObject({ count: 20, ids: batch.map(({ id }) => id), topic: stage.topic, windowMs: 900 })
+      expect(told[0]?.oldestMs).toBeGreaterThan(900)
+    },
+    30_000,
+  )
 
   test('an unwell topic does not hold the others of its batch', async () => {
     const stage = new NatsStage(services().nats as string)
@@ -176,3 +237,7 @@ describeWith('private nats', 'publishing to a server that fails', () => {
     await expect(wrong.start()).rejects.toMatchObject({ code: 'PUBLISH_FATAL' })
   })
 })
+
+function pause(delayMs: number): Promise<void> {
+  return new Promise((resolve) => systemClock.setTimer(() => resolve(), delayMs))
+}
