@@ -38,7 +38,10 @@ for (const version of [18, 15] as const) {
     const setUp = async (pool: pg.Pool, options: Partial<RelayOptions> = {}) => {
       const broker = recordingBroker()
       const signals = new Signals()
-      const relay = trackLifecycle('relay', createRelay({ broker, postgres: pool, signals, ...options }))
+      const relay = trackLifecycle(
+        'relay',
+        createRelay({ broker, capture: 'polling', postgres: pool, signals, ...options }),
+      )
       await relay.start()
       return { broker, signals, relay }
     }
