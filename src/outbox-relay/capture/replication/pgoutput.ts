@@ -55,8 +55,8 @@ export class PgoutputDecoder {
   #relation = -1
   #columns: RecordColumns | undefined
   /** Where each field of the tuple at hand lies; its length, ABSENT or UNCHANGED. */
-  readonly #start = new Int32Array(MAX_COLUMNS)
-  readonly #length = new Int32Array(MAX_COLUMNS)
+  #start = new Int32Array(16)
+  #length = new Int32Array(16)
   #inTransaction = false
   #commitLsn: WalPosition = 0n
   // The last transaction id and the last two names: rows that follow one another mostly repeat them.
@@ -153,6 +153,10 @@ export class PgoutputDecoder {
       if (this.#foreign.size >= MAX_RELATIONS) this.#foreign.clear()
       this.#foreign.set(id, { name, schema })
       return
+    }
+    if (count > this.#start.length) {
+      this.#start = new Int32Array(count)
+      this.#length = new Int32Array(count)
     }
     const placed = recordColumns(schema, columns)
     if (this.#relations.size >= MAX_RELATIONS) this.#relations.clear()
