@@ -9,13 +9,13 @@ import { choiceFlag, integerFlag, textFlag } from './flag.ts'
 export const relayCommand = defineCommand({
   name: 'relay',
   summary: 'Carries committed events from the outbox to a broker, until SIGTERM or SIGINT.',
-  description: `Any number of them may run against one database: one relays, the others stand by and take over when it
-ends. It writes JSON lines to standard output: the line with "state":"relaying" says that it is at work, the one with
+  description: `Any number of them may run against one database. Those that poll share the shards of the outbox; of those
+that stream the WAL one works, and the others stand by and take over when it ends. It writes JSON lines to standard output: the line with "state":"relaying" says that it is at work, the one with
 "state":"standby" that another instance is. SIGTERM or SIGINT drains: it reads no more, settles what is in flight,
 moves the checkpoint, releases the lease and exits 0. A second signal leaves at once; what was not settled is sent
 again by the next instance.`,
   examples: [
-    'millrace relay --database-url postgres://relay@db/shop --broker kafka://k1:9092,k2:9092 --capture polling',
+    'millrace relay --database-url postgres://relay@db/shop --broker kafka://k1:9092,k2:9092',
     'MILLRACE_DATABASE_URL=postgres://relay@db/shop MILLRACE_BROKER=nats://nats:4222 millrace relay',
   ],
   flags: {
@@ -23,14 +23,15 @@ again by the next instance.`,
       environment: ['MILLRACE_BROKER'],
       parse: (text) => parseBrokerUrl(text).url,
       required: true,
-      summary: 'Where to: kafka://host:port,host:port, nats://host:port or memory://127.0.0.1:port.',
+      summary:
+        'Where to: kafka://host:port,host:port (kafka+platformatic:// through that client), nats://host:port or memory://127.0.0.1:port.',
       value: '<url>',
     }),
     capture: choiceFlag({
-      byDefault: 'polling',
-      choices: ['polling'],
+      byDefault: 'auto',
+      choices: ['auto', 'polling', 'replication'],
       environment: ['MILLRACE_CAPTURE'],
-      summary: 'How committed events are read.',
+      summary: 'How committed events are read: from the WAL (replication), the table (polling), or the best possible.',
     }),
     databaseUrl: databaseUrlFlag,
     leaseTtlMs: integerFlag({
@@ -87,6 +88,15 @@ again by the next instance.`,
       min: 100,
       summary: 'How long a drain may take; keep it below the time your orchestrator waits before it kills.',
       value: '<ms>',
+    }),
+    slot: textFlag({
+      environment: ['MILLRACE_SLOT'],
+      parse: (text) => {
+        if (!/^[a-z0-9_]{1,63}$/.test(text)) throw new RangeError('1 to 63 of a-z, 0-9 and _')
+        return text
+      },
+      summary: 'The replication slot, when a policy wants a name of its own for it.',
+      value: '<name>',
     }),
   },
   run: (flags, io) => runRelayDaemon({ ...flags, broker: flags.broker ?? '', password: io.environment['PGPASSWORD'] }),

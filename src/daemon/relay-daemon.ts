@@ -6,7 +6,7 @@
  *   run → the relay ended by itself → log why → release what is left → exit 1
  *   any time → second signal → exit 128 + signal at once; what was not settled is sent again later
  */
-import { createRelay, type Relay, type RelayOptions } from '../outbox-relay/relay.ts'
+import { type CaptureMode, createRelay, type Relay, type RelayOptions } from '../outbox-relay/relay.ts'
 import type { Pool } from 'pg'
 import type { Broker } from '../brokers/broker.ts'
 import { systemClock, withDeadline } from '../core/clock.ts'
@@ -22,7 +22,7 @@ import { EXIT_BY_SIGNAL, listenForStop, type StopSignals } from './stop-signals.
 /** What the daemon is told. What is left out takes the relay's own default. */
 export interface RelayDaemonOptions {
   readonly broker: string
-  readonly capture?: 'polling' | undefined
+  readonly capture?: CaptureMode | undefined
   readonly databaseUrl?: string | undefined
   readonly leaseTtlMs?: number | undefined
   readonly logLevel?: LogLevel | undefined
@@ -36,6 +36,7 @@ export interface RelayDaemonOptions {
   readonly pollIntervalMs?: number | undefined
   readonly publishTimeoutMs?: number | undefined
   readonly shutdownTimeoutMs?: number | undefined
+  readonly slot?: string | undefined
 }
 
 /** How long a drain may take by default: below the 30 s after which Kubernetes kills. */
@@ -80,7 +81,7 @@ async function live(options: RelayDaemonOptions, log: Logger, signals: StopSigna
       () => new Error('the relay stopped though nobody asked it to'),
       (error: unknown) => error,
     )
-    log.info({ broker: redactUrls(options.broker), capture: options.capture ?? 'polling' }, 'starting')
+    log.info({ broker: redactUrls(options.broker), capture: options.capture ?? 'auto' }, 'starting')
     const ready = requireDatabase(pool).then(() => relay.start())
     const report = reportStats(log, () => relay.stats())
     try {
@@ -131,13 +132,13 @@ function overdue(what: string, timeoutMs: number): MillraceError {
 }
 
 function relayOptions(options: RelayDaemonOptions, postgres: Pool, broker: Broker, logger: Logger): RelayOptions {
-  const { capture, leaseTtlMs, outboxSchema, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs } = options
+  const { capture, leaseTtlMs, outboxSchema, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs, slot } = options
   return {
     broker,
     logger,
     postgres,
     ...(outboxSchema === undefined ? {} : { schemas: { outbox: outboxSchema } }),
-    ...given({ capture, leaseTtlMs, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs }),
+    ...given({ capture, leaseTtlMs, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs, slot }),
   }
 }
 

@@ -11,15 +11,24 @@ import { requireSchema } from '../postgres/migrator.ts'
 import { resolveSchemas } from '../postgres/schemas.ts'
 import type { PgPool, SchemaNames } from '../postgres/sql.ts'
 import { CrashCounter } from './parking/index.ts'
-import { type TermOptions, runTerm } from './term.ts'
+import type { StreamMemory } from './relay-stream.ts'
+import { type CaptureMode, type TermOptions, runTerm } from './term.ts'
 import { tracedPublisher } from './traced-publisher.ts'
+
+export type { CaptureMode } from './term.ts'
 
 /** How a relay is made. Only `broker` and `postgres` are required. */
 export interface RelayOptions {
   /** Where the events go. */
   readonly broker: Broker
-  /** How committed records are read. Polling needs no right beyond the outbox's tables. Default: 'polling'. */
-  readonly capture?: 'polling'
+  /**
+   * How committed records are read. `replication` streams the write-ahead log through a logical replication slot: lowest
+   * latency and load, one relay at work and the others standing by; it needs `wal_level = logical` and a role that may
+   * replicate, and the server keeps its log for a relay that is down. `polling` reads the table: no right beyond the
+   * outbox's tables, and relays share the shards. `auto` streams where that is possible, else polls, and logs why. A
+   * slot that is lost costs nothing: the relay polls until a new one is made. Default: 'auto'.
+   */
+  readonly capture?: CaptureMode
   /** Time and randomness; a test gives its own. Default: the machine's. */
   readonly clock?: Clock
   /**
@@ -52,6 +61,11 @@ export interface RelayOptions {
   readonly schemas?: Partial<SchemaNames>
   /** Observable points for tests. Default: nobody listens. */
   readonly signals?: Signals
+  /**
+   * The name of the replication slot: 1 to 63 lower-case letters, digits and underscores. Give one when a policy asks for
+   * it; slots are the whole server's. Default: `millrace_<database>_<outbox schema>`.
+   */
+  readonly slot?: string
 }
 
 /** What a relay is doing. `recovering`: it lost the database or the lease and is coming back. */
@@ -60,8 +74,14 @@ export type RelayState = 'idle' | 'standby' | 'relaying' | 'recovering' | 'stopp
 /** What a relay has done since it started. */
 export interface RelayStats {
   readonly state: RelayState
-  /** The lease's epoch while relaying; '' otherwise. */
+  /** How it reads now; undefined before it works. */
+  readonly capture: 'polling' | 'replication' | undefined
+  /** How often it had to leave the stream and poll because slot or publication did not fit the checkpoint. */
+  readonly fallbacks: number
+  /** The highest epoch of its shards' leases while relaying; '' otherwise. */
   readonly epoch: string
+  /** The shards it relays now. */
+  readonly shards: readonly number[]
   /** Events stored by the broker. */
   readonly published: number
   /** Bytes of them. */
@@ -74,6 +94,8 @@ export interface RelayStats {
   readonly resent: number
   /** Terms that ended with an error. */
   readonly failures: number
+  /** Events sent again so late that the broker may have stored them twice: past its duplicate window. */
+  readonly lateRetries: number
 }
 
 /** A relay. */
@@ -102,11 +124,13 @@ const KNOWN: readonly (keyof RelayOptions)[] = [
   'publishTimeoutMs',
   'schemas',
   'signals',
+  'slot',
 ]
 
 /**
  * Makes a relay: it carries committed outbox records to the broker, in order per key, and forgets none. It does nothing
- * before `start`. Several may run against one outbox; one works and the others stand by.
+ * before `start`. Several may run against one outbox: they share its
+ * shards, and each key is one relay's at a time.
  *
  * @throws MillraceError CONFIG_INVALID with every problem of the options.
  * @example
@@ -118,40 +142,59 @@ export function createRelay(options: RelayOptions): Relay {
   check.required('broker', "a broker, such as kafkajs({ brokers }) from 'millrace/kafkajs'")
   check.required('postgres', 'a pg Pool')
   check.satisfies('postgres', (pool) => typeof (pool as PgPool).connect === 'function', 'a pg Pool')
-  check.satisfies('capture', (capture) => capture === 'polling', "'polling'")
+  check.satisfies('capture', (capture) => isCaptureMode(capture), "'auto', 'polling' or 'replication'")
+  check.satisfies('slot', (slot) => /^[a-z0-9_]{1,63}$/.test(String(slot)), '1 to 63 of a-z, 0-9 and _')
   check.integer('leaseTtlMs', 1000, 3_600_000)
   check.integer('pageBytes', 1024, 256 * 1024 * 1024)
   check.integer('pageSize', 1, 100_000)
   check.integer('pollIntervalMs', 1, 60_000)
   check.integer('publishTimeoutMs', 100, 600_000)
   check.done()
-  return new PollingRelay(options)
+  return new OutboxRelay(options)
 }
 
-class PollingRelay implements Relay {
+function isCaptureMode(capture: unknown): capture is CaptureMode {
+  return capture === 'auto' || capture === 'polling' || capture === 'replication'
+}
+
+class OutboxRelay implements Relay {
   readonly stopped: Promise<void>
   readonly #clock: Clock
   readonly #logger: Logger
   readonly #options: RelayOptions
   readonly #publisher: Publisher
   readonly #schemas: SchemaNames
+  readonly #signals: Signals
   readonly #stopping = new AbortController()
+  readonly #streams: StreamMemory = { broken: 0 }
   #resolveStopped!: () => void
   #rejectStopped!: (error: Error) => void
   #starting: Promise<void> | undefined
   #ending: Promise<void> | undefined
   #state: RelayState = 'idle'
+  #capture: 'polling' | 'replication' | undefined
   #epoch = ''
+  #shards: readonly number[] = []
   readonly #crashes = new CrashCounter()
   #parked = { keys: 0, records: 0 }
-  readonly #count = { published: 0, publishedBytes: 0, pages: 0, resent: 0, failures: 0 }
+  readonly #count = { published: 0, publishedBytes: 0, pages: 0, resent: 0, failures: 0, lateRetries: 0, fallbacks: 0 }
 
   constructor(options: RelayOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
     this.#logger = options.logger ?? silentLogger
     this.#schemas = resolveSchemas(options.schemas)
-    const publisher = options.broker.publisher({ timeoutMs: options.publishTimeoutMs ?? DEFAULTS.publishTimeoutMs })
+    this.#signals = options.signals ?? new Signals()
+    const publisher = options.broker.publisher({
+      onLateRetry: (late) => {
+        this.#count.lateRetries += late.count
+        this.#logger.error(
+          { ...late, oldestMs: Math.round(late.oldestMs) },
+          'sent again past the duplicate window of the stream: the events may be there twice; raise its duplicate_window',
+        )
+      },
+      timeoutMs: options.publishTimeoutMs ?? DEFAULTS.publishTimeoutMs,
+    })
     this.#publisher = tracedPublisher(publisher, options.broker.system)
     this.stopped = new Promise((resolve, reject) => {
       this.#resolveStopped = resolve
@@ -177,7 +220,14 @@ class PollingRelay implements Relay {
   }
 
   stats(): RelayStats {
-    return { state: this.#state, epoch: this.#epoch, parked: this.#parked, ...this.#count }
+    return {
+      state: this.#state,
+      capture: this.#capture,
+      epoch: this.#epoch,
+      shards: this.#shards,
+      parked: this.#parked,
+      ...this.#count,
+    }
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -218,6 +268,7 @@ class PollingRelay implements Relay {
         if (!worked || (isMillraceError(error) && !error.retryable)) throw error
         if (signal.aborted) return this.#stoppedShort(error as Error)
         this.#epoch = ''
+        this.#shards = []
         this.#state = 'recovering'
         this.#count.failures++
         const waitMs = backoffMs(++failures, DEFAULTS.backoff, this.#clock)
@@ -250,11 +301,13 @@ class PollingRelay implements Relay {
         maxBytes: options.pageBytes ?? DEFAULTS.pageBytes,
         maxMessages: options.pageSize ?? DEFAULTS.pageSize,
       },
+      capture: options.capture ?? 'auto',
       clock: this.#clock,
       crashes: this.#crashes,
       holder: `${hostname()}:${process.pid}`,
       leaseTtlMs: options.leaseTtlMs ?? DEFAULTS.leaseTtlMs,
       logger: this.#logger,
+      onCapture: (reading, why) => this.#onCapture(reading, why),
       onParked: (keys, records) => (this.#parked = { keys, records }),
       onPublished(page, setAside) {
         count.pages++
@@ -266,19 +319,32 @@ class PollingRelay implements Relay {
         count.publishedBytes += bytes
       },
       onRetry: (unresolved) => (count.resent += unresolved.length),
-      onState: (state, epoch) => {
-        if (state !== this.#state)
-          this.#logger.info({ state, epoch }, state === 'relaying' ? 'relaying' : 'standing by')
+      onState: (state, epoch, shards) => {
+        if (state !== this.#state || shards.join() !== this.#shards.join())
+          this.#logger.info({ state, epoch, shards }, state === 'relaying' ? 'relaying' : 'standing by')
         this.#state = state
         this.#epoch = epoch
+        this.#shards = shards
         onState(state)
       },
       pollIntervalMs: options.pollIntervalMs ?? DEFAULTS.pollIntervalMs,
       postgres: options.postgres,
       publisher: this.#publisher,
       schema: this.#schemas.outbox,
-      signals: options.signals ?? new Signals(),
+      signals: this.#signals,
+      slot: options.slot,
+      streams: this.#streams,
     }
+  }
+
+  #onCapture(reading: 'polling' | 'replication', why: string): void {
+    if (this.#capture === 'replication' && reading === 'polling') this.#count.fallbacks++
+    if (this.#capture !== reading) {
+      if (why === '') this.#logger.info({ capture: reading }, `reading by ${reading}`)
+      else this.#logger.warn({ capture: reading, why }, `reading by ${reading}: ${why}`)
+    }
+    this.#capture = reading
+    this.#signals.emit('relay:capture', reading)
   }
 
   /** Closes the publisher and settles `stopped`, once. */
@@ -295,6 +361,7 @@ class PollingRelay implements Relay {
     }
     this.#state = 'stopped'
     this.#epoch = ''
+    this.#shards = []
     if (error === undefined) return this.#resolveStopped()
     this.#options.onError?.(error)
     this.#rejectStopped(error)

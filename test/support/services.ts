@@ -80,10 +80,29 @@ export async function createTestDatabase(
   const end = async (): Promise<void> => {
     release()
     await pool.end()
-    await asAdmin(server, (admin) => admin.query(`drop database if exists ${quoteIdentifier(name)} with (force)`))
+    await asAdmin(server, (admin) => dropDatabase(admin, name))
   }
   return { close, name, pool, url }
 }
+
+/** An idle replication slot goes with its database; one that is read keeps it until its reader has gone. */
+async function dropDatabase(admin: pg.Client, name: string): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    await admin.query(
+      'select pg_terminate_backend(active_pid) from pg_replication_slots where database = $1 and active_pid is not null',
+      [name],
+    )
+    try {
+      await admin.query(`drop database if exists ${quoteIdentifier(name)} with (force)`)
+      return
+    } catch (error) {
+      if ((error as { code?: string }).code !== OBJECT_IN_USE || tries === 200) throw error
+      await new Promise((resolve) => setTimeout(resolve, 50))
+    }
+  }
+}
+
+const OBJECT_IN_USE = '55006'
 
 const templates = new Map<string, Promise<string>>()
 

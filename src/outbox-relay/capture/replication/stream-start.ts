@@ -21,8 +21,9 @@ export type StreamStart =
 
 /** Reads slot and publication and compares them with the checkpoint. */
 export async function streamStart({ checkpoints, schema, slot, sql }: StreamStartOptions): Promise<StreamStart> {
-  const { base, open, wal } = checkpoints[0]?.checkpoint ?? {}
-  if (checkpoints.length !== 1 || base === undefined || wal === undefined || open !== undefined) {
+  const checkpoint = checkpoints.length === 1 ? checkpoints[0]?.checkpoint : undefined
+  const { base, wal } = checkpoint ?? {}
+  if (base === undefined || wal === undefined) {
     return { hindrance: 'the checkpoint has no place in the WAL yet' }
   }
   if ((await readFingerprint(sql, schema)) !== wal.publication) {
