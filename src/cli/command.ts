@@ -7,6 +7,8 @@ export interface CommandIo {
   out(text: string): void
   /** Writes to standard error, as is. */
   err(text: string): void
+  /** Asks whoever sits at the terminal, and resolves with the answer; absent when nobody does. */
+  ask?(question: string): Promise<string>
 }
 
 /** One word after `millrace`. `run` resolves with the exit code; what it throws is explained on standard error. */

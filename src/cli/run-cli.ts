@@ -27,6 +27,16 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./migrate-command.ts')).migrateCommand,
   },
   {
+    name: 'checkpoint show',
+    summary: 'how far each shard is published, and whether this database may go on from there',
+    load: async () => (await import('./checkpoint-command.ts')).checkpointShowCommand,
+  },
+  {
+    name: 'checkpoint re-anchor',
+    summary: 'publish again all that an outbox holds, after a dump and restore or a logical copy',
+    load: async () => (await import('./checkpoint-command.ts')).checkpointReAnchorCommand,
+  },
+  {
     name: 'relay',
     summary: 'carry events from the outbox to a broker until told to stop',
     load: async () => (await import('./relay-command.ts')).relayCommand,
@@ -39,12 +49,12 @@ export async function runCli(
   io: CommandIo,
   commands: readonly CommandEntry[] = COMMANDS,
 ): Promise<number> {
-  const [first, ...rest] = args
+  const [first, ...others] = args
   if (first === '--version' || first === '-v') {
     io.out(`${packageVersion()}\n`)
     return EXIT.ok
   }
-  if (first === '--help' || first === '-h' || (first === 'help' && rest.length === 0)) {
+  if (first === '--help' || first === '-h' || (first === 'help' && others.length === 0)) {
     io.out(mainHelp(commands))
     return EXIT.ok
   }
@@ -52,8 +62,7 @@ export async function runCli(
     io.err(mainHelp(commands))
     return EXIT.usage
   }
-  const wanted = first === 'help' ? (rest[0] as string) : first
-  const entry = commands.find(({ name }) => name === wanted)
+  const { entry, rest, wanted } = findCommand(first === 'help' ? others : args, commands)
   if (entry === undefined) return refuseCommand(wanted, commands, io)
   try {
     const command = await entry.load()
@@ -62,6 +71,19 @@ export async function runCli(
     io.err(`millrace ${entry.name}: ${redactorOf(rest, io)(explainError(error))}\n`)
     return exitCodeOf(error)
   }
+}
+
+/** A command is a word, or two: `checkpoint show`. */
+function findCommand(
+  words: readonly string[],
+  commands: readonly CommandEntry[],
+): { readonly entry: CommandEntry | undefined; readonly rest: readonly string[]; readonly wanted: string } {
+  const [first = '', second] = words
+  const pair = `${first} ${second}`
+  const isPair =
+    second !== undefined && !second.startsWith('-') && commands.some(({ name }) => name.startsWith(`${first} `))
+  const wanted = isPair ? pair : first
+  return { entry: commands.find(({ name }) => name === wanted), rest: words.slice(isPair ? 2 : 1), wanted }
 }
 
 async function runCommand(command: Command, args: readonly string[], io: CommandIo): Promise<number> {

@@ -1,6 +1,7 @@
 /** What the capture's proof rests on, checked before each term, and the errors when it does not hold. */
 import { MillraceError } from '../core/errors.ts'
 import { type Sql, quoteIdentifier } from '../postgres/sql.ts'
+import { schemaFlag } from './certificate.ts'
 
 /** The sequence behind `record.seq`, as text for `regclass`. */
 export function recordSequence(schema: string): string {
@@ -46,8 +47,32 @@ export async function checkSequence(sql: Sql, schema: string): Promise<void> {
     [sequence],
   )
   const { cache, increment, cycle } = rows[0] as { cache: string; increment: string; cycle: boolean }
-  if (cache === '1' && increment === '1' && !cycle) return
-  throw sequenceAltered(sequence, `altered (cache ${cache}, increment ${increment}${cycle ? ', cycle' : ''})`)
+  if (cache !== '1' || increment !== '1' || cycle) {
+    throw sequenceAltered(sequence, `altered (cache ${cache}, increment ${increment}${cycle ? ', cycle' : ''})`)
+  }
+  await requireSequenceAbove(sql, schema, sequence)
+}
+
+/**
+ * Logical replication copies records and no sequences: what lies above the sequence's value would never be read. The
+ * sequence's value is not older than the records, which the statement's snapshot shows. Reads the end of record_seq_shard.
+ */
+async function requireSequenceAbove(sql: Sql, schema: string, sequence: string): Promise<void> {
+  const { rows } = await sql.query(
+    `select largest::text as largest, last::text as last
+     from (select max(seq) as largest, coalesce(pg_sequence_last_value($1::regclass), 0) as last
+           from ${quoteIdentifier(schema)}.record) r where largest > last`,
+    [sequence],
+  )
+  const behind = rows[0] as { largest: string; last: string } | undefined
+  if (behind === undefined) return
+  throw new MillraceError(
+    'SEQUENCE_ALTERED',
+    `the sequence ${sequence} stands at ${behind.last}, and the outbox holds a record with seq ${behind.largest}: the records ` +
+      `came with a logical copy, which leaves sequences behind, or the sequence was set back; events would be lost. Stop every ` +
+      `relay and run: millrace checkpoint re-anchor${schemaFlag(schema)} (it sets the sequence, and publishes again what the ` +
+      `outbox holds; with --dry-run to see first what that is)`,
+  )
 }
 
 /** The sequence does not rise one by one any more. */
@@ -55,7 +80,7 @@ export function sequenceAltered(sequence: string, how: string): MillraceError {
   return new MillraceError(
     'SEQUENCE_ALTERED',
     `the sequence ${sequence} has been ${how}, and events would be lost; ` +
-      `if it was set back, set it above every seq in the outbox with setval; ` +
+      `if it was set back, run: millrace checkpoint re-anchor (it sets it above every seq in the outbox); ` +
       `if it was altered, run: alter sequence ${sequence} cache 1 increment 1 no cycle`,
   )
 }

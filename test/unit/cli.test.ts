@@ -182,7 +182,16 @@ describe('the table of commands', () => {
         COMMANDS.map(async (entry) => [entry.name, Object.keys((await entry.load()).flags).map(flagName)] as const),
       ),
     )
-    expect(Object.keys(named)).toEqual(['demo', 'migrate', 'relay'])
+    expect(Object.keys(named)).toEqual(['demo', 'migrate', 'checkpoint show', 'checkpoint re-anchor', 'relay'])
+    expect(named['checkpoint show']).toEqual(['--database-url', '--json', '--outbox-schema'])
+    expect(named['checkpoint re-anchor']).toEqual([
+      '--database-url',
+      '--dry-run',
+      '--from',
+      '--lock-timeout-ms',
+      '--outbox-schema',
+      '--yes',
+    ])
     expect(named['migrate']).toEqual([
       '--database-url',
       '--dry-run',
