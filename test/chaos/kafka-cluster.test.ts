@@ -27,11 +27,14 @@ describeWith('private kafka', 'a Kafka cluster of three nodes of which one dies'
     const publisher = broker.publisher()
     await publisher.start()
     const sent: OutgoingMessage[] = []
-    const gaps: number[] = []
+    const gaps: { readonly ledMs: number; readonly storedMs: number }[] = []
     const round = async (): Promise<void> => {
       const page = kafkaPage(topic, 200, 40)
       sent.push(...page)
       await publishAll(publisher, page)
+    }
+    const ledAgain = async (): Promise<void> => {
+      for (let partition = 0; partition < 6; partition++) await cluster.leaderOf(topic, partition)
     }
     // Each node in its turn: one of them leads the quorum of the controllers too.
     for (const victim of cluster.nodes) {
@@ -39,9 +42,11 @@ describeWith('private kafka', 'a Kafka cluster of three nodes of which one dies'
       const publishing = round()
       await victim.kill()
       const died = performance.now()
+      const led = ledAgain().then(() => performance.now() - died)
       await publishing
       await round()
-      gaps.push(performance.now() - died)
+      const storedMs = performance.now() - died
+      gaps.push({ ledMs: await led, storedMs })
       for (let i = 0; i < 5; i++) await round()
       await victim.start()
       await cluster.whole()
@@ -49,8 +54,12 @@ describeWith('private kafka', 'a Kafka cluster of three nodes of which one dies'
     }
     await publisher.close()
     await broker.close()
-    console.log('ms from the death of a node to the next stored page:', gaps.map(Math.round).join(', '))
-    expect(Math.max(...gaps)).toBeLessThan(5000)
+    const told = gaps.map((one) => `${Math.round(one.storedMs)} (leaders ${Math.round(one.ledMs)})`).join(', ')
+    console.log(`ms from the death of a node to the next stored page: ${told}`)
+    for (const { ledMs, storedMs } of gaps) {
+      // A machine that is so busy that the cluster alone takes as long leaves us a moment after it.
+      expect(storedMs, told).toBeLessThan(Math.max(5000, ledMs + 2500))
+    }
     expectKeyOrder(await logOf(cluster.brokers, topic, sent), sent)
   })
 })

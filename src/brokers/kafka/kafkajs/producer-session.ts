@@ -10,6 +10,10 @@ import { suppressTracing } from '../../../tracing/suppress.ts'
 import type { ProduceRecord } from '../produce-record.ts'
 import type { Connections, Connector } from './connections.ts'
 
+const FIRST_RETRY_MS = 100
+const MAX_RETRY_MS = 250
+const MAX_RETRIES = 20
+
 /** What the partitioner is told by kafkajs; `message` is the very object that was given to `sendBatch`. */
 interface PartitionerArgs {
   readonly message: Message
@@ -157,7 +161,8 @@ function uncovered(records: readonly ProduceRecord[], answers: readonly RecordMe
 
 /**
  * kafkajs' own retries: enough to ride out a change of leader with the same sequence numbers, which costs no duplicate,
- * and no more than about a quarter of the time a publish has, for the rest is needed to find out what failed.
+ * and no more than about a quarter of the time a publish has, for the rest is needed to find out what failed. They come
+ * four times a second, for each asks who leads now: with longer waits most of the time after a node's death is ours.
  */
 export function retryWithin(timeoutMs: number): {
   factor: number
@@ -167,11 +172,17 @@ export function retryWithin(timeoutMs: number): {
   retries: number
 } {
   let retries = 1
-  for (let wait = 100, total = 100; retries < 8 && total < timeoutMs / 4; retries++) {
-    wait = Math.min(1000, wait * 2)
+  for (let wait = FIRST_RETRY_MS, total = wait; retries < MAX_RETRIES && total < timeoutMs / 4; retries++) {
+    wait = Math.min(MAX_RETRY_MS, wait * 2)
     total += wait
   }
-  return { factor: 0.2, initialRetryTime: 100, maxRetryTime: 1000, multiplier: 2, retries }
+  return {
+    factor: 0.2,
+    initialRetryTime: FIRST_RETRY_MS,
+    maxRetryTime: MAX_RETRY_MS,
+    multiplier: 2,
+    retries,
+  }
 }
 
 function timedOut(what: string, afterMs: number): MillraceError {
