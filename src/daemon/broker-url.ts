@@ -3,23 +3,28 @@ import { parseAddress } from '../brokers/memory/remote/address.ts'
 
 /** What a broker URL says, read strictly. */
 export interface BrokerAddress {
+  /** The client package, where the URL names one: `kafka+platformatic://…`. */
+  readonly client?: 'platformatic'
   readonly system: 'kafka' | 'memory' | 'nats'
   /** `host:port`, at least one, for NATS behind the user or token; empty for `memory`, which keeps the URL as a whole. */
   readonly servers: readonly string[]
   readonly url: string
 }
 
-const EXPECTED = 'kafka://host:9092,host:9092, nats://host:4222,host:4222, or memory://127.0.0.1:port'
+const EXPECTED =
+  'kafka://host:9092,host:9092, kafka+platformatic://host:9092, nats://host:4222,host:4222, or memory://127.0.0.1:port'
 const DEFAULT_PORTS = { kafka: 9092, nats: 4222 } as const
 
 /**
- * Reads `kafka://h:p,h:p`, `nats://h:p,h:p` or `memory://…`.
+ * Reads `kafka://h:p,h:p` (through kafkajs), `kafka+platformatic://h:p,h:p` (through @platformatic/kafka),
+ * `nats://h:p,h:p` or `memory://…`.
  *
  * @throws RangeError whose message completes "expected …".
  */
 export function parseBrokerUrl(url: string): BrokerAddress {
-  const [, scheme, userinfo = '', hosts] = /^([a-z]+):\/\/([^\s]*@)?([^\s@]+)$/.exec(url) ?? []
+  const [, written, userinfo = '', hosts] = /^([a-z]+(?:\+[a-z]+)?):\/\/([^\s]*@)?([^\s@]+)$/.exec(url) ?? []
   if (hosts === undefined) throw new RangeError(EXPECTED)
+  const scheme = written === 'kafka+platformatic' ? 'kafka' : written
   if (scheme === 'memory') {
     if (!isMemoryAddress(url)) throw new RangeError('memory://127.0.0.1:port or memory:///path/of/socket')
     return { system: scheme, servers: [], url }
@@ -29,14 +34,23 @@ export function parseBrokerUrl(url: string): BrokerAddress {
     throw new RangeError('kafka://host:port without a user; for SASL make the relay in a program of your own')
   }
   const servers = hosts.replace(/\/$/, '').split(',')
-  return { system: scheme, servers: servers.map((server) => userinfo + withPort(scheme, server)), url }
+  const address = {
+    servers: servers.map((server) => userinfo + withPort(scheme, server)),
+    system: scheme,
+    url,
+  } as const
+  return written === scheme ? address : { ...address, client: 'platformatic' }
 }
 
 /** Makes the adapter that the URL asks for; only this one is loaded. It connects to nothing yet. */
 export async function createBrokerFromUrl(url: string): Promise<Broker> {
-  const { system, servers } = parseBrokerUrl(url)
+  const { client, system, servers } = parseBrokerUrl(url)
   switch (system) {
     case 'kafka': {
+      if (client === 'platformatic') {
+        const { platformatic } = await import('../brokers/kafka/platformatic/index.ts')
+        return platformatic({ brokers: servers })
+      }
       const { kafkajs } = await import('../brokers/kafka/kafkajs/index.ts')
       return kafkajs({ brokers: servers })
     }

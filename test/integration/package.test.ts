@@ -9,7 +9,7 @@ const ROOT = path.resolve(import.meta.dirname, '../..')
 const BIN = path.join(ROOT, 'node_modules/.bin')
 
 // Every subpath of the exports map, and what importing it takes when no optional peer is installed.
-const SUBPATHS = ['.', './drizzle', './kafkajs', './memory', './nats', './package.json', './testing']
+const SUBPATHS = ['.', './drizzle', './kafkajs', './memory', './nats', './package.json', './platformatic', './testing']
 const NEEDS_A_PEER = new Map([['./drizzle', 'drizzle-orm']])
 
 interface Result {
@@ -96,6 +96,7 @@ describe('without any optional peer', () => {
 
   test.each([
     ['kafkajs', "kafkajs({ brokers: ['127.0.0.1:1'] })", 'npm i kafkajs'],
+    ['platformatic', "platformatic({ brokers: ['127.0.0.1:1'] })", 'npm i @platformatic/kafka'],
     ['nats', "nats({ servers: ['127.0.0.1:1'] })", 'npm i @nats-io/'],
   ])('%s fails on its first use, with the npm line', async (name, make, line) => {
     const { out } = await script(`
@@ -135,6 +136,10 @@ describe('with the driver installed', () => {
       const relay = await millraceIn(other, 'relay', '--database-url', database.url, '--broker', 'kafka://127.0.0.1:1')
       expect(relay.err).toContain('npm i kafkajs')
       expect(relay.code).toBe(1)
+      const plt = ['relay', '--database-url', database.url, '--broker', 'kafka+platformatic://127.0.0.1:1'] as const
+      const second = await millraceIn(other, ...plt)
+      expect(second.err).toContain('npm i @platformatic/kafka')
+      expect(second.code).toBe(1)
     } finally {
       await database.close()
     }

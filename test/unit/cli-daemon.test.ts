@@ -23,8 +23,18 @@ describe('broker URLs', () => {
     expect(parseBrokerUrl(url)).toEqual({ system, servers, url })
   })
 
+  test('kafka+platformatic:// names the client package', () => {
+    const url = 'kafka+platformatic://k1:9092,k2'
+    const servers = ['k1:9092', 'k2:9092']
+    expect(parseBrokerUrl(url)).toEqual({ client: 'platformatic', servers, system: 'kafka', url })
+  })
+
   test.each([
     'kafka',
+    'kafka+',
+    'kafka+other://k1:9092',
+    'kafka+platformatic://u:p@k1:9092',
+    'nats+platformatic://k1:9092',
     'kafka://',
     'kafka:///',
     'kafka://k1:0',
@@ -53,6 +63,7 @@ describe('secrets', () => {
     ['nats://token@h:4222', 'nats://***@h:4222'],
     ['kafka://joe:pw@h:1,h:2', 'kafka://joe:***@h:1,h:2'],
     ['postgres://h/db?user=joe&password=pw&x=1', 'postgres://h/db?user=joe&password=***&x=1'],
+    ['kafka+platformatic://joe:pw@h:1', 'kafka+platformatic://joe:***@h:1'],
     ['kafka://h:9092,h:9093', 'kafka://h:9092,h:9093'],
     ['tried postgres://a:b@c/d and nats://e@f', 'tried postgres://a:***@c/d and nats://***@f'],
   ])('%s is shown as %s', (text, shown) => {

@@ -25,7 +25,7 @@ is left behind.`,
       environment: ['MILLRACE_BROKER'],
       parse: (text) => parseBrokerUrl(text).url,
       summary:
-        'A real one: kafka://host:port,host:port or nats://host:port. It gets a topic that is deleted at the end.',
+        'A real one: kafka://host:port,host:port, kafka+platformatic://host:port or nats://host:port. It gets a topic that is deleted at the end.',
       value: '<url>',
     }),
     orders: integerFlag({

@@ -187,7 +187,7 @@ function saslOf(sasl: KafkaSasl): SASLOptions {
 
 function addressOf(text: string): Address {
   const colon = text.lastIndexOf(':')
-  return { host: text.slice(0, colon), port: Number(text.slice(colon + 1)) }
+  return { host: text.slice(0, colon).replaceAll(/^\[|\]$/g, ''), port: Number(text.slice(colon + 1)) }
 }
 
 function nameOf({ host, port }: Address): string {

@@ -26,11 +26,11 @@ import type { Verdict } from './error-class.ts'
 import type { Settings } from './options.ts'
 import { ProducerSession } from './producer-session.ts'
 import type { GroupResult } from './producer-session.ts'
-import { RecordGroup } from './record-group.ts'
+import { byTurns, RecordGroup } from './record-group.ts'
 
 const TIMEOUT_MS = 10_000
 const BACKOFF_FIRST_MS = 50
-const BACKOFF_MAX_MS = 500
+const BACKOFF_MAX_MS = 250
 
 /** The largest request; `socket.request.max.bytes` of a broker is 100 MB. */
 const REQUEST_BYTES = 16 * 1024 * 1024
@@ -136,7 +136,7 @@ export class PlatformaticPublisher implements Publisher {
       partitionsOf: (topic) => client?.known(topic)?.partitions.length,
       requestBytes: REQUEST_BYTES,
     })
-    for (const part of parts) await this.#sendPart(outcome.sendable(part), run)
+    for (const part of parts.flatMap(byTurns)) await this.#sendPart(outcome.sendable(part), run)
     if (run.unknown || run.renew) this.#discard()
     return outcome.unresolved()
   }

@@ -30,3 +30,27 @@ export class RecordGroup {
     )
   }
 }
+
+/**
+ * The records in turns, to be sent one after the other: a key that goes from one topic to another does so in the next
+ * turn, for its record in the one may be refused while the other is well. Mostly there is one turn.
+ */
+export function byTurns(records: readonly ProduceRecord[]): (readonly ProduceRecord[])[] {
+  const topic = records[0]?.message.topic
+  if (records.every((record) => record.message.topic === topic)) return [records]
+  const keys = new Map<string, { readonly topic: string; readonly turn: number }>()
+  const lanes = new Map<string, number>()
+  const turns: ProduceRecord[][] = []
+  for (const record of records) {
+    const { key, topic: own } = record.message
+    const lane = `${record.partition} ${own}`
+    const last = key === null ? undefined : keys.get(key)
+    const after = last === undefined ? 0 : last.topic === own ? last.turn : last.turn + 1
+    // The records of a partition keep their order.
+    const turn = Math.max(after, lanes.get(lane) ?? 0)
+    if (key !== null) keys.set(key, { topic: own, turn })
+    lanes.set(lane, turn)
+    ;(turns[turn] ??= []).push(record)
+  }
+  return turns
+}
