@@ -7,6 +7,7 @@ import { type Clock, withDeadline } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
 import type { PgPool, SqlResult } from '../../../postgres/sql.ts'
 import { standbyRefused } from '../../preconditions.ts'
+import { makeReadSocket, takeOver } from './read-socket.ts'
 import { refused } from './server-report.ts'
 
 /** How the connection shows in `pg_stat_activity` and `pg_stat_replication`. */
@@ -36,8 +37,8 @@ export interface ReplicationConnection {
   destroy(): void
   /** Runs a command. Not once the socket is taken. */
   query(text: string): Promise<SqlResult>
-  /** Takes the socket away from `pg`: what the server sends from now on is the caller's to read. */
-  takeSocket(): Socket
+  /** Takes the socket away from `pg`: what the server sends from now on is the caller's (see `takeOver`). */
+  takeSocket(onChunk: (chunk: Buffer) => void): Socket
 }
 
 /** The parts of a `pg.Client` that are used. */
@@ -83,7 +84,7 @@ export async function openReplicationConnection(options: ReplicationConnectionOp
       processId: client.processID ?? 0,
       destroy,
       query: (text) => client.query(text),
-      takeSocket: () => takeSocket(client),
+      takeSocket: (onChunk) => takeSocket(client, onChunk),
     }
   } catch (error) {
     destroy()
@@ -112,6 +113,7 @@ function makeClient(pool: PgPool): Client {
     )
   // The pool hides its password from enumeration, and so do we.
   const copy = Object.defineProperties({}, Object.getOwnPropertyDescriptors(options))
+  if (!('stream' in copy) || copy.stream === undefined) Object.assign(copy, { stream: makeReadSocket })
   const client = new PoolClient(Object.assign(copy, { keepAlive: true, pipeline: false, replication: 'database' }))
   if (client.connection === undefined)
     throw new MillraceError(
@@ -130,9 +132,9 @@ async function setUp(client: Client): Promise<Pick<ReplicationConnection, 'serve
 }
 
 /** The last answer is read to its end, so nothing of the stream is in `pg`'s parser. */
-function takeSocket(client: Client): Socket {
+function takeSocket(client: Client, onChunk: (chunk: Buffer) => void): Socket {
   const socket = (client.connection as { stream: Socket }).stream
-  socket.removeAllListeners('data')
+  takeOver(socket, onChunk)
   return socket
 }
 

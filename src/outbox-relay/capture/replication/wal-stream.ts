@@ -27,8 +27,8 @@
  *
  * # What is held in memory
  *
- * Besides what the sink keeps: what is left of the chunk at hand (64 KiB), one chunk or two in the socket's own buffer,
- * and one message that is not whole. The server spills a large transaction, the socket holds it back.
+ * Besides what the sink keeps: the chunk at hand (256 KiB; over TLS 64 KiB and two more in the socket's own queue), and one
+ * message that is not whole. The server spills a large transaction, the socket holds it back.
  *
  * # How it ends
  *
@@ -46,6 +46,7 @@ import { BackendFrames } from './backend-frames.ts'
 import { PgoutputDecoder } from './pgoutput.ts'
 import { ReadCoalescing } from './read-coalescing.ts'
 import { type ReplicationConnection, openReplicationConnection } from './replication-connection.ts'
+import { takeOver } from './read-socket.ts'
 import { noticeIsFatal, readReport, refused, streamBroken } from './server-report.ts'
 import { checkSlotName } from './slot-name.ts'
 import { queryMessage, statusMessage, TERMINATE_MESSAGE } from './frontend-messages.ts'
@@ -186,10 +187,9 @@ export class WalStream {
     this.#heardAt = clock.monotonic()
     this.ended = new Promise((resolve) => (this.#resolveEnded = resolve))
     this.#streaming = new Promise((resolve) => (this.#onStreaming = resolve))
-    const socket = (this.#socket = connection.takeSocket())
+    const socket = (this.#socket = connection.takeSocket((chunk) => this.#onChunk(chunk)))
     this.#coalescing = new ReadCoalescing(clock, socket, () => !this.#paused && !this.#over)
     this.#socketClosed = new Promise((resolve) => socket.once('close', () => resolve()))
-    socket.on('data', (chunk: Buffer) => this.#onChunk(chunk))
     socket.on('error', (error: Error) => this.#end(lost(error.message, error)))
     socket.on('end', () => this.#end(lost('the server closed it')))
     socket.on('close', () => this.#end(lost('it was closed')))
@@ -254,8 +254,7 @@ export class WalStream {
       this.#finish(undefined)
       const socket = this.#socket
       // Unread bytes would turn our goodbye into a reset, and the server might not read the last status.
-      socket.removeAllListeners('data')
-      socket.on('data', () => {})
+      takeOver(socket, () => {})
       socket.resume()
       if (socket.writable) socket.end(TERMINATE_MESSAGE)
       const timer = this.#clock.setTimer(() => socket.destroy(), GOODBYE_MS)
