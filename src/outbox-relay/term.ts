@@ -19,6 +19,7 @@ import type { PgClient, PgPool, Sql } from '../postgres/sql.ts'
 import type { Page } from './capture/capture.ts'
 import { PollingCapture } from './capture/polling/polling-capture.ts'
 import type { PageBounds } from './capture/polling/page-reader.ts'
+import { warnOfLeftoverSlot } from './capture/replication/leftover-slot.ts'
 import { replicationHindrance } from './capture/replication/support.ts'
 import { type Checkpoint, CheckpointLog, type ShardsCheckpoint } from './checkpoint-log.ts'
 import { Lease } from './lease.ts'
@@ -98,9 +99,9 @@ export async function runTerm(options: TermOptions, signal: AbortSignal): Promis
 }
 
 /** Why the WAL is not streamed: '' when nobody asked for it; undefined when it is. */
-async function streamingHindrance({ capture }: TermOptions, sql: Sql): Promise<string | undefined> {
+async function streamingHindrance({ capture, schema }: TermOptions, sql: Sql): Promise<string | undefined> {
   if (capture === 'polling') return ''
-  const hindrance = await replicationHindrance(sql)
+  const hindrance = await replicationHindrance(sql, schema)
   if (hindrance === undefined || capture === 'auto') return hindrance
   throw new MillraceError('CONFIG_INVALID', `capture replication is not possible: ${hindrance}; or choose capture auto`)
 }
