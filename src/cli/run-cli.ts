@@ -37,6 +37,26 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./checkpoint-command.ts')).checkpointReAnchorCommand,
   },
   {
+    name: 'parked list',
+    summary: 'events that the broker refuses, and what waits behind them',
+    load: async () => (await import('./parked-command.ts')).parkedListCommand,
+  },
+  {
+    name: 'parked show',
+    summary: 'one of them, with its payload when that is asked for',
+    load: async () => (await import('./parked-command.ts')).parkedShowCommand,
+  },
+  {
+    name: 'parked replay',
+    summary: 'publish them after all, key by key, in order',
+    load: async () => (await import('./parked-command.ts')).parkedReplayCommand,
+  },
+  {
+    name: 'parked discard',
+    summary: 'give them up, for a reason that is kept',
+    load: async () => (await import('./parked-command.ts')).parkedDiscardCommand,
+  },
+  {
     name: 'relay',
     summary: 'carry events from the outbox to a broker until told to stop',
     load: async () => (await import('./relay-command.ts')).relayCommand,

@@ -116,24 +116,28 @@ function waitOf(failures: number, rest: readonly Unresolved[], { backoff, clock 
 
 /**
  * What is parked, and what is sent again. An event that is refused for good takes every later one of its key along that
- * is not stored; one of its key before it, whose outcome still is open, is sent again.
+ * is not stored. One that stands behind another of its key whose outcome is open waits for that: once an event is parked,
+ * all before it of its key are stored, and the next relay may park whatever it meets of the key.
  */
 function sortOut(
   unresolved: readonly Unresolved[],
   pending: readonly OutgoingMessage[],
 ): { readonly refused: readonly Refused[]; readonly rest: readonly Unresolved[] } {
   if (!unresolved.some((one) => one.class === 'poison')) return { refused: [], rest: unresolved }
-  const keys = new Set<string>()
+  const parked = new Set<string>()
+  const open = new Set<string>()
   const refused: Refused[] = []
   const rest: Unresolved[] = []
   for (const one of unresolved) {
     const message = pending[one.index] as OutgoingMessage
-    if (message.key !== null && keys.has(message.key)) {
+    const { key } = message
+    if (key !== null && parked.has(key)) {
       refused.push({ message, reason: 'behind', error: '' })
-    } else if (one.class === 'poison' && one.outcome !== 'unsent') {
-      if (message.key !== null) keys.add(message.key)
+    } else if (one.class === 'poison' && one.outcome !== 'unsent' && !(key !== null && open.has(key))) {
+      if (key !== null) parked.add(key)
       refused.push({ message, reason: 'poison', error: one.error.message })
     } else {
+      if (key !== null) open.add(key)
       rest.push(one)
     }
   }

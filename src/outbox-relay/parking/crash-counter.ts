@@ -143,7 +143,10 @@ export class CrashCounter {
     return Math.max(...(rows as { starts: number }[]).map((row) => row.starts))
   }
 
-  /** True while events are to be published one at a time, each between `before` and `after`. */
+  /**
+   * True while events are to be published one at a time, each between `before` and `after`. An event is condemned only
+   * then, so that all before it of its key are stored when it is parked.
+   */
   get careful(): boolean {
     return this.#careful > 0
   }
@@ -213,6 +216,7 @@ export class CrashCounter {
     const { clock, lease, logger, sql } = this.#required()
     const { shards } = lease.fence
     await answered(clock, sql.query(forgetSql(this.#schema), fenceParameters(lease, shards)))
+    this.#condemned.clear()
     logger.info({}, 'no relay ended for a while; events are published in pages again')
   }
 

@@ -25,6 +25,8 @@
  * - A page counts as published after what was parked of it is committed, so the checkpoint never passes a record that is
  *   neither stored by the broker nor parked. Seen again after a crash, a record that is parked keeps its place, because
  *   it is unique in its lane.
+ * - When a head is parked, every earlier record of its lane is stored: dispatch sends them until they are. So whatever the
+ *   next relay meets of a parked lane may go behind it: it is later, or a repetition.
  * - While a lane is not free, none of its records is published but by a replay, which sends the first ones, in order, and
  *   deletes what the broker has stored. Dispatch and replay take turns in one loop, so no record of the lane is in
  *   flight while it is judged.
