@@ -85,8 +85,11 @@ export async function runTerm(options: TermOptions, signal: AbortSignal): Promis
     const ending = new AbortController()
     const kept = keepLease(options, lease, sessions, ending.signal)
     try {
-      if (sharing) await shareShards(joined, lease, sessions, signal)
-      else if (await claimAll(options, lease, writer, signal)) await work(joined, lease, sessions, signal)
+      if (hindrance !== undefined) {
+        options.onCapture('polling', hindrance)
+        await warnOfLeftoverSlot(writer, options)
+        await shareShards(joined, lease, sessions, signal)
+      } else if (await claimAll(options, lease, writer, signal)) await work(joined, lease, sessions, signal)
       await parking.rest()
     } finally {
       ending.abort()
