@@ -5,9 +5,11 @@
  */
 import { randomBytes } from 'node:crypto'
 import { parseArgs } from 'node:util'
+import { compatibilityPartitioner, Producer } from '@platformatic/kafka'
 import { Kafka, logLevel, type Message } from 'kafkajs'
 import type { Broker } from '../src/brokers/broker.ts'
 import { kafkajs } from '../src/brokers/kafka/kafkajs/index.ts'
+import { platformatic } from '../src/brokers/kafka/platformatic/index.ts'
 import { newId } from '../src/core/ids.ts'
 import type { OutgoingMessage } from '../src/core/message.ts'
 import { writeHeaders } from '../src/core/wire.ts'
@@ -41,8 +43,9 @@ const brokers = [server.address]
 const broker = kafkajs({ brokers })
 try {
   await broker.admin.createTopic(topic, { partitions: Number(values.partitions) })
-  // A pair per client package: the adapter first. @platformatic/kafka is the next.
+  // A pair per client package: the adapter first.
   await compare('kafkajs', () => adapter(kafkajs({ brokers })), bareKafkajs)
+  await compare('@platformatic/kafka', () => adapter(platformatic({ brokers })), barePlatformatic)
   await compare('kafkajs without headers', () => bareKafkajs(false), bareKafkajs)
 } finally {
   await broker.close()
@@ -120,6 +123,29 @@ async function bareKafkajs(withHeaders = true): Promise<Sender> {
         topicMessages: [{ messages: page.map((one) => plainMessage(one, withHeaders)), topic }],
       }),
     close: () => producer.disconnect(),
+  }
+}
+
+/** As {@link bareKafkajs}, with the partitions that Java's client chooses. */
+async function barePlatformatic(): Promise<Sender> {
+  const producer = new Producer({
+    acks: -1,
+    bootstrapBrokers: brokers,
+    clientId: 'bench',
+    idempotent: true,
+    partitioner: compatibilityPartitioner,
+  })
+  return {
+    name: 'bare client',
+    send: (page) =>
+      producer.send({
+        messages: page.map((one) => {
+          const headers = new Map<Buffer, Buffer>()
+          writeHeaders(one, (name, value) => headers.set(Buffer.from(name), Buffer.from(value)))
+          return { headers, key: Buffer.from(one.key as string), topic, value: one.payload }
+        }),
+      }),
+    close: () => producer.close(),
   }
 }
 
