@@ -22,7 +22,9 @@ import type { Partition, Subscription, SubscriptionOptions } from '../../broker.
 import type { Connections, Connector } from './connections.ts'
 import { classify, innermost } from './error-class.ts'
 import { incomingMessage } from './incoming.ts'
-import { memberError, notCommitted, notOurs, subscriptionStopped, unreachable } from '../group-error.ts'
+import { CommitQueue } from '../commit-queue.ts'
+import type { CommitOffset } from '../commit-queue.ts'
+import { memberError, notCommitted, subscriptionStopped, unreachable } from '../group-error.ts'
 import { OwnedPartitions } from '../owned-partitions.ts'
 import type { OwnedPartition } from '../owned-partitions.ts'
 
@@ -38,15 +40,13 @@ const REOPEN_MAX_MS = 10_000
 /** Rides out the restart of a broker without losing the membership: about 20 s. */
 const RETRY = { factor: 0.2, initialRetryTime: 100, maxRetryTime: 1000, multiplier: 2, retries: 22 } as const
 
-type Position = Partition & { readonly position: bigint }
-
 export class KafkajsSubscription implements Subscription {
   readonly stopped: Promise<void>
+  readonly #commits: CommitQueue
   readonly #connector: Connector
   readonly #options: SubscriptionOptions
   readonly #owned = new OwnedPartitions()
   readonly #stopping = new AbortController()
-  #commits: Promise<unknown> = Promise.resolve()
   #confirmed = false
   #connections: Connections | undefined
   #consumer: Consumer | undefined
@@ -61,6 +61,7 @@ export class KafkajsSubscription implements Subscription {
 
   constructor(connector: Connector, options: SubscriptionOptions) {
     this.#connector = connector
+    this.#commits = new CommitQueue(this.#owned, (offsets) => this.#commitNow(offsets))
     this.#options = options
     this.stopped = new Promise((resolve, reject) => {
       this.#resolveStopped = resolve
@@ -90,16 +91,8 @@ export class KafkajsSubscription implements Subscription {
     }
   }
 
-  commit(positions: readonly Position[]): Promise<void> {
-    const owned: OwnedPartition[] = []
-    for (const position of positions) {
-      const one = this.#owned.get(position)
-      if (one?.next === undefined || position.position >= one.next) return Promise.reject(notOurs(position))
-      owned.push(one)
-    }
-    const commit = this.#commits.then(() => this.#commitNow(positions, owned))
-    this.#commits = commit.catch(() => {})
-    return commit
+  commit(positions: readonly (Partition & { readonly position: bigint })[]): Promise<void> {
+    return this.#commits.commit(positions)
   }
 
   stop(): Promise<void> {
@@ -208,30 +201,17 @@ export class KafkajsSubscription implements Subscription {
     return DONE
   }
 
-  async #commitNow(positions: readonly Position[], owned: readonly OwnedPartition[]): Promise<void> {
-    const due: { readonly owned: OwnedPartition; readonly offset: bigint }[] = []
-    for (const [i, one] of owned.entries()) {
-      const position = positions[i] as Position
-      if (this.#owned.get(one) !== one) throw notOurs(position)
-      // An earlier position takes nothing back.
-      if (position.position >= one.committed) due.push({ owned: one, offset: position.position + 1n })
-    }
+  async #commitNow(offsets: readonly CommitOffset[]): Promise<void> {
     const consumer = this.#consumer
-    if (due.length === 0) return
     if (consumer === undefined || this.#stop !== undefined) throw subscriptionStopped()
     this.#confirmed = false
     try {
-      const offsets = due.map(({ owned: one, offset }) => ({ ...plain(one), offset: String(offset) }))
-      await withDeadline(systemClock, consumer.commitOffsets(offsets), REQUEST_TIMEOUT_MS, () => notCommitted())
+      const texts = offsets.map((one) => ({ ...one, offset: String(one.offset) }))
+      await withDeadline(systemClock, consumer.commitOffsets(texts), REQUEST_TIMEOUT_MS, () => notCommitted())
     } catch (error) {
       throw error instanceof MillraceError ? error : notCommitted(innermost(error))
     }
     if (!this.#confirmed) throw notCommitted()
-    for (const { owned: one, offset } of due) {
-      // It went while the commit was on its way; the coordinator asks for the member and the generation only.
-      if (this.#owned.get(one) !== one) throw notOurs(one)
-      if (offset > one.committed) one.committed = offset
-    }
   }
 
   /** kafkajs has stopped the consumer and left the group before it says so. */
@@ -274,7 +254,7 @@ export class KafkajsSubscription implements Subscription {
 
   async #leave(): Promise<void> {
     // Commits that were asked for before are still answered.
-    await withDeadline(systemClock, this.#commits, STOP_MS, subscriptionStopped).catch(() => {})
+    await withDeadline(systemClock, this.#commits.settled(), STOP_MS, subscriptionStopped).catch(() => {})
     this.#stopping.abort()
     const opening = Promise.allSettled([this.#starting, this.#reopening])
     // What is not ready by then loses its connections.

@@ -8,14 +8,15 @@
  *   skipped by a restart.
  * - A log that does not go on where it was (cut, made anew) is told as lost and assigned again.
  * - Nothing is handed over once the session's time has passed without a heartbeat: the partition may have a new owner.
- * - A commit is refused when its partition is not ours any more, also when that happened while it was on its way.
  *
  * Life: new → starting → running → stopped, or failed (`stopped` rejects).
  */
 import { delay, systemClock, withDeadline } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
 import type { Partition, Subscription, SubscriptionOptions } from '../../broker.ts'
-import { memberError, notCommitted, notOurs, subscriptionStopped, unreachable } from '../group-error.ts'
+import { CommitQueue } from '../commit-queue.ts'
+import type { CommitOffset } from '../commit-queue.ts'
+import { memberError, notCommitted, subscriptionStopped, unreachable } from '../group-error.ts'
 import { OwnedPartitions } from '../owned-partitions.ts'
 import type { OwnedPartition } from '../owned-partitions.ts'
 import type { Client } from './client.ts'
@@ -37,17 +38,15 @@ const TOPIC_MS = 2000
 /** What is answered to a commit while the group meets: it counts afterwards, if the partition is still ours. */
 const COMMIT_LATER = new Set(['ILLEGAL_GENERATION', 'REBALANCE_IN_PROGRESS'])
 
-type Position = Partition & { readonly position: bigint }
-
 export class PlatformaticSubscription implements Subscription {
   readonly stopped: Promise<void>
+  readonly #commits: CommitQueue
   readonly #connector: Connector
   readonly #options: SubscriptionOptions
   readonly #owned = new OwnedPartitions()
   readonly #sessionTimeoutMs: number
   readonly #stopping = new AbortController()
   #client: Client | undefined
-  #commits: Promise<unknown> = Promise.resolve()
   #fetcher: Fetcher | undefined
   #membership: Membership | undefined
   #rejectStopped!: (error: Error) => void
@@ -58,6 +57,7 @@ export class PlatformaticSubscription implements Subscription {
 
   constructor(connector: Connector, options: SubscriptionOptions) {
     this.#connector = connector
+    this.#commits = new CommitQueue(this.#owned, (offsets, check) => this.#commitNow(offsets, check))
     this.#options = options
     this.#sessionTimeoutMs = options.sessionTimeoutMs ?? SESSION_TIMEOUT_MS
     this.stopped = new Promise((resolve, reject) => {
@@ -83,16 +83,8 @@ export class PlatformaticSubscription implements Subscription {
     this.#fetcher?.wake()
   }
 
-  commit(positions: readonly Position[]): Promise<void> {
-    const owned: OwnedPartition[] = []
-    for (const position of positions) {
-      const one = this.#owned.get(position)
-      if (one?.next === undefined || position.position >= one.next) return Promise.reject(notOurs(position))
-      owned.push(one)
-    }
-    const commit = this.#commits.then(() => this.#commitNow(positions, owned))
-    this.#commits = commit.catch(() => {})
-    return commit
+  commit(positions: readonly (Partition & { readonly position: bigint })[]): Promise<void> {
+    return this.#commits.commit(positions)
   }
 
   stop(): Promise<void> {
@@ -313,24 +305,15 @@ export class PlatformaticSubscription implements Subscription {
     renewed.committed = -1n
   }
 
-  async #commitNow(positions: readonly Position[], owned: readonly OwnedPartition[]): Promise<void> {
-    const due: { readonly owned: OwnedPartition; readonly offset: bigint }[] = []
-    for (const [i, one] of owned.entries()) {
-      const { position } = positions[i] as Position
-      if (this.#owned.get(one) !== one) throw notOurs(one)
-      // An earlier position takes nothing back.
-      if (position >= one.committed) due.push({ offset: position + 1n, owned: one })
-    }
-    if (due.length === 0) return
-    const offsets = due.map(({ offset, owned: one }) => ({ ...plain(one), offset }))
+  /** Sends until the broker has them: what it says while the group meets counts for that moment only. */
+  async #commitNow(offsets: readonly CommitOffset[], check: () => void): Promise<void> {
     const deadline = systemClock.monotonic() + COMMIT_MS
     for (;;) {
-      for (const { owned: one } of due) if (this.#owned.get(one) !== one) throw notOurs(one)
+      check()
       if (this.#stopping.signal.aborted || this.#membership === undefined) throw subscriptionStopped()
       try {
         const left = Math.max(1, deadline - systemClock.monotonic())
-        await withDeadline(systemClock, this.#membership.commit(offsets), left, () => notCommitted())
-        break
+        return await withDeadline(systemClock, this.#membership.commit(offsets), left, () => notCommitted())
       } catch (error) {
         const passes = COMMIT_LATER.has(nameOf(error)) || classify(error).class === 'retry'
         const late = error instanceof MillraceError || systemClock.monotonic() > deadline
@@ -340,16 +323,11 @@ export class PlatformaticSubscription implements Subscription {
         await delay(systemClock, RETRY_MS, this.#stopping.signal)
       }
     }
-    for (const { offset, owned: one } of due) {
-      // It went while the commit was on its way; the coordinator asks for the member and the generation only.
-      if (this.#owned.get(one) !== one) throw notOurs(one)
-      if (offset > one.committed) one.committed = offset
-    }
   }
 
   async #leave(): Promise<void> {
     // Commits that were asked for before are still answered.
-    await withDeadline(systemClock, this.#commits, STOP_MS, subscriptionStopped).catch(() => {})
+    await withDeadline(systemClock, this.#commits.settled(), STOP_MS, subscriptionStopped).catch(() => {})
     await this.#end()
     this.#resolveStopped()
   }
