@@ -4,3 +4,5 @@
  * begins from the checkpoint's row (checkpoint-log.ts), and reads by a capture (capture/).
  */
 export { type Relay, type RelayOptions, type RelayState, type RelayStats, createRelay } from './relay.ts'
+export { type CheckpointGroup, type CheckpointReport, reportCheckpoints } from './checkpoint-report.ts'
+export { type ReAnchorOptions, type ReAnchorReport, reAnchor } from './re-anchor.ts'

@@ -1,4 +1,6 @@
 /** An outbox that came as rows is refused, and `millrace checkpoint re-anchor` makes it this cluster's own. */
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
 import type pg from 'pg'
 import { expect, test } from 'vitest'
 import { systemClock } from '../../src/core/clock.ts'
@@ -238,6 +240,26 @@ for (const version of [18, 15] as const) {
         await source.close()
       },
     )
+
+    test('the statements in the documents do it by hand', async () => {
+      const guide = await readFile(path.resolve(import.meta.dirname, '../../docs/guarantees.md'), 'utf8')
+      const statements = /```sql\n(begin;[^`]*delete from outbox.checkpoint;[^`]*commit;\n)```/.exec(guide)?.[1] ?? ''
+      expect(statements).not.toBe('')
+      const source = await createTestDatabase({ version })
+      await fill(source.pool, 5, 0)
+      const database = await createTestDatabase({ version })
+      const { pool } = database
+      await copyOutbox(source.pool, pool)
+      await pool.query(`update outbox.record set tx = (tx::text::bigint + 1000000000)::text::xid8`)
+      expect(await refusalOf(pool)).toMatchObject({ code: 'CHECKPOINT_UNCERTIFIED' })
+      await pool.query(statements)
+      const { relay, broker } = await relayInto(pool)
+      await broker.until(10)
+      await relay.stop()
+      expect(byKey(broker)).toEqual({ a: upTo(5), b: upTo(5) })
+      await database.close()
+      await source.close()
+    })
 
     test('the SQL of a dry run does the same by itself', async () => {
       const database = await createTestDatabase({ version })

@@ -23,7 +23,9 @@ export function disposed<T extends { dispose(): Promise<void> }>(name: string, s
 export function poolOf(url: string): pg.Pool {
   const pool = new pg.Pool({ connectionString: url })
   pool.on('error', () => {})
-  onTestFinished(() => pool.end())
+  onTestFinished(async () => {
+    if (!pool.ending) await pool.end()
+  })
   return pool
 }
 
