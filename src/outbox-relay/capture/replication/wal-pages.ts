@@ -199,7 +199,9 @@ export class WalPages implements WalSink {
   }
 
   #place(): WalPlace {
-    return this.#tx === 0n || this.#rows === 0 ? { lsn: this.#lsn } : { lsn: this.#lsn, tx: this.#tx, rows: this.#rows }
+    const { start } = this.#options
+    if (this.#tx !== 0n && this.#rows > 0) return { lsn: this.#lsn, tx: this.#tx, rows: this.#rows }
+    return this.#lsn === start.lsn ? start : { lsn: this.#lsn }
   }
 
   #reach(lsn: WalPosition): void {
