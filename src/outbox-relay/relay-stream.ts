@@ -85,7 +85,11 @@ export async function relayStream(
 async function stream(
   options: JoinedTermOptions,
   { lease, log, sessions }: StreamTerm,
-  { memory, slot, start }: { readonly memory: StreamMemory; readonly slot: string; readonly start: StreamingCheckpoint },
+  {
+    memory,
+    slot,
+    start,
+  }: { readonly memory: StreamMemory; readonly slot: string; readonly start: StreamingCheckpoint },
   signal: AbortSignal,
 ): Promise<string | undefined> {
   const { clock } = options
@@ -157,7 +161,9 @@ async function pollAside(
   const polling = poll(await log.load(), start.wal)
   const over = new AbortController()
   let passed = false
-  const passing = delay(options.clock, ASIDE_MS, AbortSignal.any([signal, over.signal])).then(() => void (passed = true))
+  const passing = delay(options.clock, ASIDE_MS, AbortSignal.any([signal, over.signal])).then(
+    () => void (passed = true),
+  )
   try {
     await relayPages({ ...options, until: () => passed }, polling, lease, signal)
   } finally {

@@ -56,7 +56,7 @@ export async function shareShards(
         if (taken.length > 0) capture.add(await inTime(clock, lease, log.load(taken)))
         if (taken.length > 0) logger.info({ shards: lease.shards, taken }, 'took shards')
       }
-      shares.settle()
+      shares.changed()
     }
     if (lease.shards.length === 0) {
       onState('standby', '', [])
@@ -96,17 +96,23 @@ class Shares {
     return Math.max(0, this.#lookAt - this.#clock.monotonic())
   }
 
-  /** Looks when a look is due; true when shards are to be given or taken. */
+  /** Looks when a look is due; true while there are shards to give or to take, until `changed`. */
   async haveChanged(look: () => Promise<Share>): Promise<boolean> {
-    if (this.dueInMs > 0) return false
-    this.#lease.assertHeld()
-    this.#seen = await inTime(this.#clock, this.#lease, look())
-    this.settle()
+    if (this.dueInMs === 0) {
+      this.#lease.assertHeld()
+      this.#seen = await inTime(this.#clock, this.#lease, look())
+      this.#setLook()
+    }
     return this.surplus > 0 || this.wanted > 0
   }
 
-  /** Sets when the next look is due. */
-  settle(): void {
+  /** What could be given or taken was; what was not, the next look decides. */
+  changed(): void {
+    this.#seen = { ...this.#seen, free: 0 }
+    this.#setLook()
+  }
+
+  #setLook(): void {
     const waiting = this.#lease.shards.length < this.#seen.share
     const intervalMs = waiting ? WAITING_INTERVAL_MS : LOOK_INTERVAL_MS
     this.#lookAt = this.#clock.monotonic() + intervalMs * (0.7 + 0.3 * this.#clock.random())

@@ -48,7 +48,8 @@ export class WalOnlyStatement {
     if (level !== 'logical') {
       throw unread(`wal_level is ${level}; run: alter system set wal_level = 'logical', and restart the server`)
     }
-    if (!read) throw unread('this database has no replication slot of a relay; start a relay with capture replication first')
+    if (!read)
+      throw unread('this database has no replication slot of a relay; start a relay with capture replication first')
     this.#checked = true
   }
 }
