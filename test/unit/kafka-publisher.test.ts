@@ -200,6 +200,32 @@ describe('the kafkajs publisher', () => {
     expect(ids(fake.stored)).toHaveLength(10)
   })
 
+  test('after an unknown outcome the same producer sends nothing more, also of the same page', async () => {
+    fake.partitions = 1
+    const payload = Buffer.alloc(600 * 1024)
+    const page = [message('a', { payload }), message('b', { payload })]
+    fake.answer = ({ groups }) => (groups.get('t/0')?.[0]?.id === page[0]?.id ? died() : undefined)
+    expect(await publisher.publish(page)).toMatchObject([{ index: 0, outcome: 'unknown' }])
+    // With the sequence number of the first, which the broker may have, it would be dropped and taken for stored.
+    expect(fake.stored).toMatchObject([{ id: page[1]?.id, producer: 2 }])
+  })
+
+  test('a half of unknown outcome keeps the other half from being sent by the same producer', async () => {
+    fake.partitions = 1
+    const page = keyed(4)
+    fake.answer = ({ groups }) => {
+      const sent = groups.get('t/0') ?? []
+      if (sent.length > 2) return protocol('INVALID_RECORD')
+      return sent[0]?.id === page[0]?.id ? died() : undefined
+    }
+    const unresolved = await publisher.publish(page)
+    expect(unresolved.map(({ class: c, index }) => [index, c])).toEqual(page.map((_, index) => [index, 'retry']))
+    expect(fake.stored).toEqual([])
+    fake.answer = () => undefined
+    expect(await publisher.publish(page)).toEqual([])
+    expect(fake.stored.every((one) => one.producer === 2)).toBe(true)
+  })
+
   test('publish answers in its time, and what kafkajs still holds never reaches the wire', async () => {
     await publisher.close()
     await make({ timeoutMs: 300 })

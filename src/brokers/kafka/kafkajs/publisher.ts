@@ -128,9 +128,11 @@ export class KafkajsPublisher implements Publisher {
         partitionsOf: (topic) => this.#partitionCounts.get(topic),
         requestBytes: REQUEST_BYTES,
       })
-      for (const part of parts) await this.#sendPart(outcome.sendable(part), outcome, deadline)
+      for (const part of parts) {
+        await this.#sendPart(outcome.sendable(part), outcome, deadline)
+        this.#discardTainted()
+      }
     }
-    if (this.#session?.tainted === true) this.#discard()
     return outcome.unresolved()
   }
 
@@ -177,22 +179,31 @@ export class KafkajsPublisher implements Publisher {
     for (const wave of waves) {
       const apart = byPartition(outcome.sendable(wave))
       await Promise.all(apart.map((group) => this.#sendGroup(group, outcome, deadline, alone ? verdict : undefined)))
+      this.#discardTainted()
     }
   }
 
-  /** Sends the records of one partition (or of one topic nobody knows yet); halves them where that finds who is to blame. */
+  /**
+   * Sends the records of one partition (or of one topic nobody knows yet); halves them where that finds who is to blame.
+   * Resolves with a verdict that is not about what is in them, after which nothing more may be sent to the partition: the
+   * producer would give it the sequence numbers of what failed, and the broker, if it has that, would drop it as known.
+   */
   async #sendGroup(
     records: readonly ProduceRecord[],
     outcome: BatchOutcome,
     deadline: number,
     known?: Verdict,
-  ): Promise<void> {
+  ): Promise<Verdict | undefined> {
     let verdict = known
     if (verdict === undefined) {
       try {
         const session = await this.#current(deadline)
         const uncovered = await session.send(records, this.#left(deadline))
-        if (uncovered.length === 0) return this.#missing.stored(records)
+        if (uncovered.length === 0) {
+          this.#missing.stored(records)
+          return undefined
+        }
+        session.tainted = true
         verdict = classify(undefined)
       } catch (error) {
         verdict = classify(error)
@@ -200,13 +211,16 @@ export class KafkajsPublisher implements Publisher {
     }
     if (!verdict.splits || records.length === 1) {
       this.#resolve(records, verdict, outcome)
-      return
+      return verdict.splits ? undefined : verdict
     }
     this.#learnBatchBytes(records, verdict)
     const middle = records.length >> 1
-    await this.#sendGroup(records.slice(0, middle), outcome, deadline)
+    const failure = await this.#sendGroup(records.slice(0, middle), outcome, deadline)
     const rest = outcome.sendable(records.slice(middle))
-    if (rest.length > 0) await this.#sendGroup(rest, outcome, deadline)
+    if (rest.length === 0) return failure
+    if (failure === undefined) return this.#sendGroup(rest, outcome, deadline)
+    this.#resolve(rest, failure, outcome)
+    return failure
   }
 
   #resolve(records: readonly ProduceRecord[], verdict: Verdict, outcome: BatchOutcome): void {
@@ -237,6 +251,11 @@ export class KafkajsPublisher implements Publisher {
 
   #open(withinMs: number): Promise<ProducerSession> {
     return ProducerSession.open(this.#connector, this.#partitionCounts, this.#timeoutMs, withinMs)
+  }
+
+  /** A producer that met a failure sends nothing more; whatever it was sending has been answered or given up. */
+  #discardTainted(): void {
+    if (this.#session?.tainted === true) this.#discard()
   }
 
   /** Throws the producer away. Its sockets are closed before this returns, so nothing of it is in flight afterwards. */
