@@ -22,6 +22,8 @@ const TABLE: readonly (readonly [what: string, error: Error, errorClass: string,
   ['too few replicas, nothing appended', protocol('NOT_ENOUGH_REPLICAS', 19), 'retry', 'failed', 'unknown'],
   ['too few replicas, but appended', protocol('NOT_ENOUGH_REPLICAS_AFTER_APPEND', 20), 'retry', 'unknown', 'unknown'],
   ['a sequence with a hole', protocol('OUT_OF_ORDER_SEQUENCE_NUMBER', 45), 'retry', 'failed', 'unknown'],
+  ['a producer that was fenced', protocol('KAFKAJS_UNKNOWN_ERROR_CODE', 90), 'retry', 'failed', 'unknown'],
+  ['an epoch that is past', protocol('INVALID_PRODUCER_EPOCH', 47), 'retry', 'failed', 'unknown'],
   ['a sequence seen before', protocol('DUPLICATE_SEQUENCE_NUMBER', 46), 'retry', 'unknown', 'unknown'],
   ['no acknowledgement in time', protocol('REQUEST_TIMED_OUT', 7), 'retry', 'unknown', 'unknown'],
   ['the broker asks for less', protocol('ANYTHING', 89), 'throttle', 'failed', 'unknown'],
@@ -50,6 +52,11 @@ describe('a kafkajs error is judged by type, code and name', () => {
       expect(outcomeOf(verdict, 2)).toBe(again)
       expect(outcomeOf(verdict, 0)).toBe('failed')
     }
+  })
+
+  test('a fenced producer is replaced', () => {
+    expect(classify(protocol('KAFKAJS_UNKNOWN_ERROR_CODE', 90)).renew).toBe(true)
+    expect(classify(protocol('INVALID_PRODUCER_EPOCH', 47)).renew).toBe(true)
   })
 
   test('below the wrapping, never endlessly', () => {

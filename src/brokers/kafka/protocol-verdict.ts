@@ -123,8 +123,11 @@ export function judgeProtocolError(name: string): Judgement | undefined {
     // not appended. A new producer begins a new sequence.
     case 'OUT_OF_ORDER_SEQUENCE_NUMBER':
     case 'UNKNOWN_PRODUCER_ID':
-    case 'INVALID_PRODUCER_EPOCH':
     case 'INVALID_PRODUCER_ID_MAPPING':
+    // Fenced: the broker knows a later epoch of the producer. A producer without a transaction shares its id with nobody,
+    // so that no other relay is meant by it (those are fenced by the lease's epoch): it begins anew.
+    case 'INVALID_PRODUCER_EPOCH':
+    case 'PRODUCER_FENCED':
       return { ...REFUSED, renew: true }
     // Appended on the leader, but not by as many replicas or not in the time asked for; or the disk failed on the way; or
     // the broker knows the sequence already, from a batch whose answer is lost. It may or may not be there.

@@ -26,8 +26,9 @@ export function classify(error: unknown): Verdict {
 
   const judgement = judgeProtocolError(type ?? '')
   if (judgement !== undefined) return { ...judgement, cause }
-  // THROTTLING_QUOTA_EXCEEDED, which kafkajs 2.2 has no name for.
-  if (code === 89) return { ...REFUSED, class: 'throttle', cause }
+  // What kafkajs 2.2 has no name for: it gives the code alone.
+  const unnamed = typeof code === 'number' ? judgeProtocolError(UNNAMED.get(code) ?? '') : undefined
+  if (unnamed !== undefined) return { ...unnamed, cause }
 
   switch (name ?? '') {
     // The password is wrong, or the mechanism.
@@ -78,5 +79,10 @@ interface Fields {
 function fieldsOf(error: unknown): Fields {
   return typeof error === 'object' && error !== null ? (error as Fields) : {}
 }
+
+const UNNAMED: ReadonlyMap<number, string> = new Map([
+  [89, 'THROTTLING_QUOTA_EXCEEDED'],
+  [90, 'PRODUCER_FENCED'],
+])
 
 const WRAPPERS = new Set(['KafkaJSError', 'KafkaJSNonRetriableError', 'KafkaJSNumberOfRetriesExceeded'])
