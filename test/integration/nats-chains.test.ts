@@ -122,7 +122,7 @@ async function untilChained(stage: NatsStage, ...publishers: readonly Publisher[
   const { manager } = await stage.plain()
   for (const publisher of publishers) {
     for (;;) {
-      expect(await publisher.publish(keyedMessages(stage.topic, ['warm-up'], 2))).toEqual([])
+      await publishAll(publisher, keyedMessages(stage.topic, ['warm-up'], 2))
       const last = await manager.streams.getMessage(stage.topic, { last_by_subj: stage.topic })
       if (last?.header.get('Nats-Expected-Last-Msg-Id')) break
       await new Promise((resolve) => systemClock.setTimer(() => resolve(undefined), 10))

@@ -70,6 +70,9 @@ describe('a page by atomic batches', () => {
   test('a key whose messages go to two streams waits between them', async () => {
     const batch = [...page(20, 20, 'a'), sampleMessage('b', { key: 'key-3' }), sampleMessage('b', { key: 'free' })]
     expect((await play(batch)).calls).toEqual(['b 0..19', 's 21', 's 20'])
+    // What comes back to the first stream waits as well, though there is room.
+    const back = [...page(20, 20, 'a'), sampleMessage('b', { key: 'key-3' }), sampleMessage('a', { key: 'key-3' })]
+    expect((await play(back)).calls).toEqual(['b 0..19', 's 20', 's 21'])
     const { outcomes } = await play(batch, { answer: () => () => UNKNOWN })
     expect(outcomes.slice(-2)).toEqual(['19 unknown', '20 unsent'])
   })

@@ -170,8 +170,8 @@ export class NatsPublisher implements Publisher {
 
   /**
    * A chain only where it is known to be sound: on a stream with one copy. A replicated stream notes an id before its
-   * members agree; when the message is refused then, the id stays noted until the window has passed, and the message
-   * can neither be stored nor called a duplicate.
+   * members agree; a follower that is refused then keeps its id noted, and sent again it is neither stored nor called a
+   * duplicate nor even answered until the duplicate window has passed (seen on nats-server 2.15).
    */
   #chainLimit(topic: string): number {
     const found = this.#directory?.peek(topic)
