@@ -2,16 +2,14 @@ import { randomUUID } from 'node:crypto'
 import { Kafka, logLevel } from 'kafkajs'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import type { Broker, IncomingMessage, Partition, Publisher, Subscription } from '../../src/brokers/broker.ts'
+import type { KafkaOptions } from '../../src/brokers/kafka/kafka-options.ts'
 import { delay, systemClock } from '../../src/core/clock.ts'
 import type { OutgoingMessage } from '../../src/core/message.ts'
 import { newId } from '../../src/core/ids.ts'
 import { describeWith, services } from '../support/services.ts'
 
 /** How an adapter is made. */
-export type KafkaAdapter = (options: {
-  readonly brokers: string[] | string
-  readonly maxMessageBytes?: number
-}) => Broker
+export type KafkaAdapter = (options: KafkaOptions) => Broker
 
 /** How a member is made. */
 export interface MemberOptions {

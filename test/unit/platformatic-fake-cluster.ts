@@ -81,7 +81,11 @@ export class FakeCluster {
   #link(client: { readonly killed: boolean }): object {
     return {
       produce: (body: Writer) => this.#produce(body, client),
-      request: () => Promise.resolve({ errorCode: 0, producerEpoch: 0, producerId: ++this.producerIds }),
+      request: (name: string) =>
+        // It tells nobody what its topics take.
+        name === 'initProducerId'
+          ? Promise.resolve({ errorCode: 0, producerEpoch: 0, producerId: ++this.producerIds })
+          : Promise.resolve({ results: [] }),
     }
   }
 

@@ -19,9 +19,9 @@ export interface KafkaOptions {
   /** How long one attempt to connect may take, milliseconds. Raise it across slow networks. Default: 3000. */
   readonly connectTimeoutMs?: number
   /**
-   * The topics' `max.message.bytes`: a message whose record is larger is poison before it is sent, and a page is cut so
-   * that no partition gets more in one request. Raise it with the topics'; a higher value here than there costs a
-   * refused request, after which the page is cut smaller. Default: 1048588, Kafka's own default.
+   * The largest record batch, in bytes, whatever the topics allow; a message that is larger alone is poison before it is
+   * sent. Set it where consumers cannot take as much as the topics can. Default: what the cluster says of each topic
+   * (`max.message.bytes`, which takes the right DESCRIBE_CONFIGS), else 1048588, Kafka's own default.
    */
   readonly maxMessageBytes?: number
   /** Credentials. Default: none. */
@@ -37,6 +37,8 @@ export interface KafkaOptions {
 
 /** The options with their defaults. */
 export interface KafkaSettings extends Omit<KafkaOptions, 'brokers'> {
+  /** What `maxMessageBytes` was given as; undefined leaves it to the cluster. */
+  readonly batchCeilingBytes: number | undefined
   readonly brokers: string[]
   readonly clientId: string
   readonly connectTimeoutMs: number
@@ -82,6 +84,7 @@ export function kafkaSettings<O extends KafkaOptions>(
   check.done()
   return {
     ...options,
+    batchCeilingBytes: options.maxMessageBytes,
     brokers,
     clientId: options.clientId ?? 'millrace',
     connectTimeoutMs: options.connectTimeoutMs ?? 3000,

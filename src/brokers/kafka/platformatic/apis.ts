@@ -10,6 +10,7 @@ export type Module = typeof import('@platformatic/kafka')
 const NEWEST = {
   createTopics: ['createTopicsV', 7, 5],
   deleteTopics: ['deleteTopicsV', 6, 6],
+  describeConfigs: ['describeConfigsV', 4, 4],
   fetch: ['fetchV', 17, 15],
   findCoordinator: ['findCoordinatorV', 6, 4],
   heartbeat: ['heartbeatV', 4, 4],

@@ -18,6 +18,8 @@ import { BatchOutcome } from '../batch-outcome.ts'
 import { planParts } from '../batch-plan.ts'
 import { MissingTopics } from '../missing-topics.ts'
 import { BATCH_OVERHEAD_BYTES, ProduceRecord } from '../produce-record.ts'
+import { batchBytesAlone } from '../record-size.ts'
+import { TopicLimits } from '../topic-limits.ts'
 import { REFUSED } from '../protocol-verdict.ts'
 import { notStarted, publisherClosed, publisherNotStarted, publishError, tooLarge } from '../publish-error.ts'
 import type { Connector } from './connector.ts'
@@ -27,6 +29,7 @@ import type { Settings } from './options.ts'
 import { ProducerSession } from './producer-session.ts'
 import type { GroupResult } from './producer-session.ts'
 import { byTurns, RecordGroup } from './record-group.ts'
+import { askTopicsOf } from './topic-configs.ts'
 
 const TIMEOUT_MS = 10_000
 const BACKOFF_FIRST_MS = 50
@@ -37,6 +40,8 @@ const REQUEST_BYTES = 16 * 1024 * 1024
 
 /** How long a topic that was there is looked for when it is not, before its messages are told as not stored. */
 const MISSING_MS = 600
+
+const TOO_LARGE = new Set(['MESSAGE_TOO_LARGE', 'RECORD_LIST_TOO_LARGE'])
 
 /** The groups of one partition, to be sent one after the other. */
 type Lane = RecordGroup[]
@@ -53,8 +58,8 @@ interface Run {
 }
 
 export class PlatformaticPublisher implements Publisher {
-  readonly #batchBytes = new Map<string, number>()
   readonly #connector: Connector
+  readonly #limits: TopicLimits
   readonly #missing: MissingTopics
   readonly #settings: Settings
   readonly #timeoutMs: number
@@ -66,6 +71,10 @@ export class PlatformaticPublisher implements Publisher {
 
   constructor(connector: Connector, settings: Settings, options: PublisherOptions = {}) {
     this.#connector = connector
+    this.#limits = new TopicLimits(
+      askTopicsOf(() => this.#session?.client),
+      settings.batchCeilingBytes,
+    )
     this.#missing = new MissingTopics(settings.unknownTopicMs)
     this.#settings = settings
     this.#timeoutMs = options.timeoutMs ?? TIMEOUT_MS
@@ -104,16 +113,7 @@ export class PlatformaticPublisher implements Publisher {
 
   async #publish(batch: readonly OutgoingMessage[]): Promise<Unresolved[]> {
     const outcome = new BatchOutcome()
-    const records: ProduceRecord[] = []
-    const largest = this.#settings.maxMessageBytes - BATCH_OVERHEAD_BYTES
-    for (let i = 0; i < batch.length; i++) {
-      const message = batch[i] as OutgoingMessage
-      if (outcome.holds(i, message.key)) continue
-      const record = new ProduceRecord(i, message, message.key === null ? this.#nextRunning() : 0)
-      if (record.sizeBytes > largest) outcome.add(i, message.key, 'failed', 'poison', tooLarge(record, largest))
-      else records.push(record)
-    }
-    if (records.length === 0) return outcome.unresolved()
+    if (batch.length === 0) return []
     const now = systemClock.monotonic()
     const run: Run = {
       deadline: now + this.#timeoutMs,
@@ -122,18 +122,34 @@ export class PlatformaticPublisher implements Publisher {
       renew: false,
       unknown: false,
     }
+    const topics = new Set(batch.map((message) => message.topic))
+    let failure: Verdict | undefined
     try {
-      await this.#learnTopics(records, run)
+      await this.#learnTopics(topics, run)
     } catch (error) {
-      const verdict = classify(error)
+      failure = classify(error)
       // Nothing was sent.
-      this.#resolve(records, verdict.class === 'retry' ? { ...REFUSED, cause: verdict.cause } : verdict, false, outcome)
-      return outcome.unresolved()
+      if (failure.class === 'retry') failure = { ...REFUSED, cause: failure.cause }
     }
-    const client = this.#session?.client
-    const parts = planParts(outcome.sendable(this.#placed(records, run)), {
-      batchBytesOf: (topic) => this.#batchBytes.get(topic) ?? this.#settings.maxMessageBytes,
-      partitionsOf: (topic) => client?.known(topic)?.partitions.length,
+    const records: ProduceRecord[] = []
+    for (let i = 0; i < batch.length; i++) {
+      const message = batch[i] as OutgoingMessage
+      const { key, topic } = message
+      if (outcome.holds(i, key)) continue
+      const record = new ProduceRecord(i, message, key === null ? this.#nextRunning() : 0)
+      const bytes = record.sizeBytes + BATCH_OVERHEAD_BYTES
+      // Most are far below the limit; how large it is to the byte is asked of the others only.
+      if (
+        bytes > this.#limits.of(topic) &&
+        (await this.#limits.refuses(topic, batchBytesAlone(record), this.#left(run)))
+      ) {
+        outcome.add(i, key, 'failed', 'poison', tooLarge(record, this.#limits.of(topic) - BATCH_OVERHEAD_BYTES))
+      } else if (failure !== undefined) this.#resolve([record], failure, false, outcome)
+      else if (this.#place(record, run)) records.push(record)
+    }
+    const parts = planParts(records, {
+      batchBytesOf: (topic) => this.#limits.of(topic),
+      partitionsOf: (topic) => this.#session?.client.known(topic)?.partitions.length,
       requestBytes: REQUEST_BYTES,
     })
     for (const part of parts.flatMap(byTurns)) await this.#sendPart(outcome.sendable(part), run)
@@ -142,15 +158,14 @@ export class PlatformaticPublisher implements Publisher {
   }
 
   /** Asks for the topics, again for a moment where one is missing that was not missing before. */
-  async #learnTopics(records: readonly ProduceRecord[], run: Run): Promise<void> {
-    const names = new Set(records.map((record) => record.message.topic))
+  async #learnTopics(names: ReadonlySet<string>, run: Run): Promise<void> {
     const until = Math.min(systemClock.monotonic() + MISSING_MS, run.patienceEnd)
     for (let waitMs = BACKOFF_FIRST_MS; ; waitMs *= 2) {
       try {
         const session = (this.#session ??= await this.#open(this.#left(run)))
         const infos = await session.client.topics(names)
         const absent = [...infos].some(([name, info]) => isMissing(info.error) && !this.#missing.knows(name))
-        if (!absent || systemClock.monotonic() + waitMs > until) return
+        if (!absent || systemClock.monotonic() + waitMs > until) break
       } catch (error) {
         // Its connections may be those of a broker that is gone; nothing is in flight.
         this.#discard()
@@ -159,28 +174,31 @@ export class PlatformaticPublisher implements Publisher {
       }
       await delay(systemClock, waitMs)
     }
+    const fresh: string[] = []
+    for (const name of names) {
+      if (this.#session?.client.known(name)?.error !== undefined) this.#limits.forget(name)
+      else if (this.#limits.isNew(name)) fresh.push(name)
+      else this.#limits.refresh(name)
+    }
+    await this.#limits.learn(fresh, this.#left(run))
   }
 
-  /** Gives every record its partition; those of a topic that cannot be used are told, and held with their keys. */
-  #placed(records: readonly ProduceRecord[], run: Run): ProduceRecord[] {
-    const placed: ProduceRecord[] = []
-    for (const record of records) {
-      const info = this.#session?.client.known(record.message.topic)
-      const count = info?.partitions.length ?? 0
-      if (info !== undefined && count > 0) {
-        record.partition = record.hash % count
-        if (record.key === null && (info.partitions[record.partition]?.leader ?? -1) < 0) {
-          // Without a key any partition will do: take one that has a leader.
-          const led = info.partitions.flatMap(({ leader }, partition) => (leader < 0 ? [] : [partition]))
-          record.partition = led[record.hash % led.length] ?? record.partition
-        }
-        placed.push(record)
-        continue
-      }
+  /** Gives the record its partition; one of a topic that cannot be used is told, and held with its key. */
+  #place(record: ProduceRecord, run: Run): boolean {
+    const info = this.#session?.client.known(record.message.topic)
+    const count = info?.partitions.length ?? 0
+    if (info === undefined || count === 0) {
       const verdict = classify(info?.error ?? new ProtocolRefusal('LEADER_NOT_AVAILABLE'))
       this.#resolve([record], verdict, false, run.outcome)
+      return false
     }
-    return placed
+    record.partition = record.hash % count
+    if (record.key === null && (info.partitions[record.partition]?.leader ?? -1) < 0) {
+      // Without a key any partition will do: take one that has a leader.
+      const led = info.partitions.flatMap(({ leader }, partition) => (leader < 0 ? [] : [partition]))
+      record.partition = led[record.hash % led.length] ?? record.partition
+    }
+    return true
   }
 
   /** Sends a part until every outcome is known or the time is up. */
@@ -280,9 +298,11 @@ export class PlatformaticPublisher implements Publisher {
 
   /** The topic takes smaller batches than we were told: cut the next pages accordingly. */
   #learnBatchBytes({ records, topic }: RecordGroup, { cause }: Verdict): void {
-    if (!(cause instanceof ProtocolRefusal) || cause.apiId !== 'MESSAGE_TOO_LARGE') return
-    const bytes = records.reduce((sum, record) => sum + record.sizeBytes, BATCH_OVERHEAD_BYTES)
-    this.#batchBytes.set(topic, Math.min(this.#batchBytes.get(topic) ?? Infinity, bytes >> 1))
+    if (!(cause instanceof ProtocolRefusal) || !TOO_LARGE.has(cause.apiId)) return
+    this.#limits.refused(
+      topic,
+      records.reduce((sum, record) => sum + record.sizeBytes, BATCH_OVERHEAD_BYTES),
+    )
   }
 
   #open(withinMs: number): Promise<ProducerSession> {
