@@ -94,7 +94,7 @@ for (const version of VERSIONS)
         )
         // A pool with a stream option of its own is read by events.
         const pool =
-          kind === 'own' ? stage.pool : new pg.Pool({ connectionString: stage.url, stream: () => new Socket() })
+          kind === 'own' ? stage.pool : new pg.Pool({ connectionString: stage.url, stream: () => new Socket({ noDelay: true }) })
         let count = 0
         let early = 0
         let peak = 0

@@ -6,7 +6,7 @@
  */
 import { walMalformed } from './wal-malformed.ts'
 
-/** A message: its kind, and its body in [start, end) of the buffer, valid only during the call. */
+/** A message: its kind, and its body in [start, end) of the buffer, which is not used again. */
 export type OnFrame = (kind: number, buffer: Buffer, start: number, end: number) => void
 
 /** The kind and the length, which counts itself. */
@@ -15,8 +15,8 @@ const HEADER_BYTES = 5
 /** No message of the server's is longer: its allocations end at 1 GiB. */
 const MAX_FRAME_BYTES = 0x4000_0000
 
-/** A buffer larger than this is not kept for the next message. */
-const KEPT_BYTES = 0x4_0000
+/** So much is taken at once for a message that spans chunks; beyond, as it arrives. */
+const TRUSTED_BYTES = 0x1_0000
 
 const EMPTY = Buffer.alloc(0)
 
@@ -80,7 +80,7 @@ export class BackendFrames {
       const available = chunk.length - at
       const total = available < HEADER_BYTES ? HEADER_BYTES : frameBytes(chunk, at)
       if (total > available || available < HEADER_BYTES) {
-        if (available > 0) this.#gather(available)
+        if (available > 0) this.#gather(available, total)
         break
       }
       this.#at = at + total
@@ -95,25 +95,26 @@ export class BackendFrames {
   /** Goes on with the message that began in an earlier chunk; false when it is still not whole. */
   #complete(): boolean {
     if (this.#partialBytes < HEADER_BYTES) {
-      this.#gather(HEADER_BYTES - this.#partialBytes)
+      this.#gather(HEADER_BYTES - this.#partialBytes, HEADER_BYTES)
       if (this.#partialBytes < HEADER_BYTES) return false
     }
     const total = frameBytes(this.#partial, 0)
-    this.#gather(total - this.#partialBytes)
+    this.#gather(total - this.#partialBytes, total)
     if (this.#partialBytes < total) return false
     const frame = this.#partial
+    this.#partial = EMPTY
     this.#partialBytes = 0
-    if (frame.length > KEPT_BYTES) this.#partial = EMPTY
     this.#onFrame(frame[0] as number, frame, HEADER_BYTES, total)
     return true
   }
 
-  /** Moves up to so many bytes from the chunk to the message that is put together. */
-  #gather(wanted: number): void {
+  /** Moves up to so many bytes from the chunk to the message that is put together, of `total` bytes as far as is known. */
+  #gather(wanted: number, total: number): void {
     const bytes = Math.min(wanted, this.#chunk.length - this.#at)
     const needed = this.#partialBytes + bytes
     if (needed > this.#partial.length) {
-      const larger = Buffer.allocUnsafeSlow(Math.max(needed, this.#partial.length * 2, 4096))
+      const capacity = Math.max(needed, Math.min(total, Math.max(TRUSTED_BYTES, this.#partial.length * 2)))
+      const larger = Buffer.allocUnsafe(capacity)
       this.#partial.copy(larger, 0, 0, this.#partialBytes)
       this.#partial = larger
     }

@@ -1,10 +1,10 @@
 /**
  * Decodes pgoutput, the messages of logical replication: protocol version 1 or 2 with `streaming` off, tuples in binary
- * (or text, field by field). It reads in place, in a window of the caller's buffer, and copies only what outlives it: the
- * strings and the payload of a record.
+ * (or text, field by field). It reads in place, in a window of the caller's buffer. A record's payload is a view of that
+ * buffer, which therefore must not be used again (measured: a copy of 1 KB, and its garbage, are a quarter of our time).
  *
  * Every length is checked against the window before it is used, and nothing is allocated by a length alone: what is
- * copied is there. Anything malformed throws WAL_MALFORMED.
+ * taken is there. Anything malformed throws WAL_MALFORMED.
  *
  * The transaction's state is checked too: B … C brackets, rows and transactional messages inside only.
  */
@@ -286,7 +286,7 @@ export class PgoutputDecoder {
       topic: this.#topic.read(buffer, start[columns.topic] as number, this.#present(columns.topic)),
       key: keyLength === ABSENT ? null : buffer.toString('utf8', keyAt, keyAt + keyLength),
       type: this.#type.read(buffer, start[columns.type] as number, this.#present(columns.type)),
-      payload: Buffer.from(buffer.subarray(payloadAt, payloadAt + payloadLength)),
+      payload: buffer.subarray(payloadAt, payloadAt + payloadLength),
       headers: headersOf(buffer, headersStart, headersLength),
       timeMs: timeOfUuidAt(buffer, idAt),
       seq: int64Text(buffer, seqAt),

@@ -39,6 +39,8 @@ export class ReadCoalescing {
       this.#bytes = 0
     }
     this.#bytes += bytes
+    // What was read while it was paused comes first, in the pieces in which it was read.
+    if (this.#socket.readableLength > 0) return
     if (bytes >= SMALL_READ_BYTES || this.#bytes < STREAM_BYTES || this.#timer !== undefined) return
     this.#socket.pause()
     this.#timer = this.#clock.setTimer(() => {

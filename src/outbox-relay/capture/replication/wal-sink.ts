@@ -36,7 +36,10 @@ export interface WalSink {
    */
   onKeepalive(walEnd: WalPosition): void
   onLogicalMessage(message: LogicalMessage): void
-  /** A record of the outbox, with the transaction that wrote it and the size of key, payload and headers in bytes. */
+  /**
+   * A record of the outbox, with the transaction that wrote it and the size of key, payload and headers in bytes. It may be
+   * kept; its payload is a view of the chunk it was read in, up to 64 KiB, so copy what is kept for long.
+   */
   onMessage(message: OutgoingMessage, tx: bigint, shard: number, bytes: number): void
   onRelation(relation: WalRelation): void
 }

@@ -23,12 +23,14 @@
  * keep-alive asks for it, and within 10 ms of an acknowledge. When nothing has come since the last status, the next asks
  * for an answer. Nothing for max(20 s, wal_sender_timeout / 2 + 10 s) ends the stream with CONNECTION_LOST (a server that
  * decodes a large transaction of other tables may be silent for half its timeout). A paused stream does not listen, so
- * silence counts from its resume; a connection that is reset meanwhile is noticed by the next status.
+ * that time does not count; a connection that is reset meanwhile is noticed by the next status.
  *
  * # What is held in memory
  *
- * Besides what the sink keeps: the chunk at hand (256 KiB; over TLS 64 KiB and two more in the socket's own queue), and one
- * message that is not whole. The server spills a large transaction, the socket holds it back.
+ * Besides what the sink keeps: the chunk at hand (64 KiB), one or two more in the socket's own queue, and one message that
+ * is not whole. A payload is a view of the chunk it came in, which lives as long as any record of it; records that are
+ * let go in their order hold one chunk more than they need. The server spills a large transaction, the socket holds it
+ * back.
  *
  * # How it ends
  *
@@ -137,6 +139,7 @@ export class WalStream {
   #heardSinceStatus = true
   #over = false
   #paused = true
+  #pausedAt: number
   #received: WalPosition = 0n
   #receivedBytes = 0
   #replyDue = false
@@ -184,7 +187,7 @@ export class WalStream {
     this.#statusIntervalMs =
       walSenderTimeoutMs === 0 ? MAX_STATUS_INTERVAL_MS : Math.min(MAX_STATUS_INTERVAL_MS, walSenderTimeoutMs / 3)
     this.#silenceMs = silenceMs ?? Math.max(LEAST_SILENCE_MS, walSenderTimeoutMs / 2 + 10_000)
-    this.#heardAt = clock.monotonic()
+    this.#heardAt = this.#pausedAt = clock.monotonic()
     this.ended = new Promise((resolve) => (this.#resolveEnded = resolve))
     this.#streaming = new Promise((resolve) => (this.#onStreaming = resolve))
     const socket = (this.#socket = connection.takeSocket((chunk) => this.#onChunk(chunk)))
@@ -200,6 +203,7 @@ export class WalStream {
   pause(): void {
     if (this.#paused || this.#over) return
     this.#paused = true
+    this.#pausedAt = this.#clock.monotonic()
     this.#frames.stop()
     this.#socket.pause()
   }
@@ -208,7 +212,8 @@ export class WalStream {
   resume(): void {
     if (!this.#paused || this.#over) return
     this.#paused = false
-    this.#heard()
+    // While it was paused it did not listen.
+    this.#heardAt += this.#clock.monotonic() - this.#pausedAt
     // A callback of the sink that pauses and resumes is in the middle of a drain, which then simply goes on.
     if (this.#draining) {
       this.#frames.proceed()
@@ -315,6 +320,7 @@ export class WalStream {
   #onCopyBoth(): void {
     if (this.#state !== 'opening') throw walMalformed('a stream begins inside a stream')
     this.#state = 'open'
+    this.#pausedAt = this.#clock.monotonic()
     this.#frames.stop()
     this.#socket.pause()
     this.#tick()
