@@ -5,6 +5,7 @@
  */
 import { type Clock, withDeadline } from '../core/clock.ts'
 import { MillraceError } from '../core/errors.ts'
+import { clientInTurn } from '../postgres/client-in-turn.ts'
 import { type PgSession, configure, takeSession } from '../postgres/session.ts'
 import type { PgPool } from '../postgres/sql.ts'
 import { checkSequence, refuseStandby, requireOneServer } from './preconditions.ts'
@@ -70,7 +71,8 @@ export async function openRelaySessions(pool: PgPool, schema: string, clock: Clo
     await refuseStandby(reader.client)
     await requireOneServer(reader.client, writer.client)
     await checkSequence(reader.client, schema)
-    return { reader, writer, close }
+    // The lease is renewed while checkpoints are written.
+    return { reader, writer: { ...writer, client: clientInTurn(writer.client) }, close }
   }
   try {
     return await withDeadline(clock, open(), OPEN_TIMEOUT_MS, () => notOpened(taken.length))
