@@ -145,8 +145,8 @@ describeWith('private postgres18', 'the failover slots of a standby of PostgreSQ
     await standby.waitForReplay()
     await primary.kill()
     await standby.promote()
-    const changes =
-      "select count(*)::int from pg_logical_slot_get_changes('relay', null, null) where data like '%INSERT%'"
-    expect(await ask(standby.url, changes)).toBe(1)
+    // What was read before may come again, for the copy lags; what was not read is there.
+    const left = "select string_agg(data, ';') from pg_logical_slot_get_changes('relay', null, null)"
+    expect(await ask(standby.url, left)).toContain('n[integer]:1')
   })
 })
