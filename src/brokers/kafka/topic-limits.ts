@@ -25,7 +25,7 @@ interface Known {
 /** Kafka's own default of `message.max.bytes`. */
 export const DEFAULT_BATCH_BYTES = 1_048_588
 
-const ASK_MS = 2_000
+const ASK_MS = 3_000
 const FRESH_MS = 300_000
 const RETRY_MS = 10_000
 const SURE_MS = 1_000

@@ -3,7 +3,7 @@ import type { AskTopics, TopicAnswer } from '../topic-limits.ts'
 import type { Connector } from './connections.ts'
 import { innermost } from './error-class.ts'
 
-const TIMEOUT_MS = 2_000
+const TIMEOUT_MS = 3_000
 const TOPIC = 2
 const SETTING = 'max.message.bytes'
 const DENIED = new Set(['CLUSTER_AUTHORIZATION_FAILED', 'TOPIC_AUTHORIZATION_FAILED'])
