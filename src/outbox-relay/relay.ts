@@ -12,6 +12,7 @@ import { resolveSchemas } from '../postgres/schemas.ts'
 import type { PgPool, SchemaNames } from '../postgres/sql.ts'
 import { CrashCounter } from './parking/index.ts'
 import type { StreamMemory } from './relay-stream.ts'
+import { MIGRATED_RING, Retention, type RetentionStats, keepRetention, longestRetentionMs } from './retention/index.ts'
 import { type CaptureMode, type TermOptions, runTerm } from './term.ts'
 import { tracedPublisher } from './traced-publisher.ts'
 
@@ -57,6 +58,12 @@ export interface RelayOptions {
   readonly postgres: PgPool
   /** How long one publish may stay unanswered before it is sent again, milliseconds. Default: 10000. */
   readonly publishTimeoutMs?: number
+  /**
+   * How long published events stay in the outbox, milliseconds, counted from the end of the four hours in which their
+   * transaction began. Raise it to be able to feed a broker again that lost what it had acknowledged; it costs the space.
+   * At most 27 hours; 0: this relay reclaims nothing and leaves it to another. See docs/retention.md. Default: 24 hours.
+   */
+  readonly retentionMs?: number
   /** The names of the schemas. Default: outbox and inbox. */
   readonly schemas?: Partial<SchemaNames>
   /** Observable points for tests. Default: nobody listens. */
@@ -96,6 +103,8 @@ export interface RelayStats {
   readonly failures: number
   /** Events sent again so late that the broker may have stored them twice: past its duplicate window. */
   readonly lateRetries: number
+  /** What it reclaimed of the outbox, and what it had to keep. */
+  readonly retention: RetentionStats
 }
 
 /** A relay. */
@@ -108,7 +117,13 @@ const DEFAULTS = Object.freeze({
   pageSize: 500,
   pollIntervalMs: 25,
   publishTimeoutMs: 10_000,
+  retentionMs: 24 * 3_600_000,
 })
+
+/** How often a relay looks for what is past the retention, at the latest. */
+const SWEEP_INTERVAL_MS = 60_000
+
+const LONGEST_RETENTION_MS = longestRetentionMs(MIGRATED_RING.buckets, MIGRATED_RING.windowSeconds)
 
 const KNOWN: readonly (keyof RelayOptions)[] = [
   'broker',
@@ -122,6 +137,7 @@ const KNOWN: readonly (keyof RelayOptions)[] = [
   'pollIntervalMs',
   'postgres',
   'publishTimeoutMs',
+  'retentionMs',
   'schemas',
   'signals',
   'slot',
@@ -149,6 +165,7 @@ export function createRelay(options: RelayOptions): Relay {
   check.integer('pageSize', 1, 100_000)
   check.integer('pollIntervalMs', 1, 60_000)
   check.integer('publishTimeoutMs', 100, 600_000)
+  check.integer('retentionMs', 0, LONGEST_RETENTION_MS)
   check.done()
   return new OutboxRelay(options)
 }
@@ -163,6 +180,7 @@ class OutboxRelay implements Relay {
   readonly #logger: Logger
   readonly #options: RelayOptions
   readonly #publisher: Publisher
+  readonly #retention: Retention
   readonly #schemas: SchemaNames
   readonly #signals: Signals
   readonly #stopping = new AbortController()
@@ -171,6 +189,7 @@ class OutboxRelay implements Relay {
   #rejectStopped!: (error: Error) => void
   #starting: Promise<void> | undefined
   #ending: Promise<void> | undefined
+  #sweeping: Promise<void> | undefined
   #state: RelayState = 'idle'
   #capture: 'polling' | 'replication' | undefined
   #epoch = ''
@@ -196,6 +215,15 @@ class OutboxRelay implements Relay {
       timeoutMs: options.publishTimeoutMs ?? DEFAULTS.publishTimeoutMs,
     })
     this.#publisher = tracedPublisher(publisher, options.broker.system)
+    this.#retention = new Retention({
+      clock: this.#clock,
+      logger: this.#logger,
+      onError: options.onError,
+      postgres: options.postgres,
+      retentionMs: options.retentionMs ?? DEFAULTS.retentionMs,
+      schema: this.#schemas.outbox,
+      signals: this.#signals,
+    })
     this.stopped = new Promise((resolve, reject) => {
       this.#resolveStopped = resolve
       this.#rejectStopped = reject
@@ -226,6 +254,7 @@ class OutboxRelay implements Relay {
       epoch: this.#epoch,
       shards: this.#shards,
       parked: this.#parked,
+      retention: this.#retention.stats(),
       ...this.#count,
     }
   }
@@ -241,6 +270,7 @@ class OutboxRelay implements Relay {
       }
       await requireSchema(this.#options.postgres, this.#schemas)
       await this.#publisher.start()
+      if (this.#options.retentionMs !== 0) this.#sweeping = this.#keepRetention()
       await new Promise<void>((resolve, reject) => {
         const ended = (): Promise<void> => this.#end().then(resolve)
         this.#run(resolve).then(ended, (error: Error) => this.#end(error).then(() => reject(error)))
@@ -249,6 +279,12 @@ class OutboxRelay implements Relay {
       await this.#end(error as Error)
       throw error
     }
+  }
+
+  /** Any relay sweeps, whoever owns the shards. */
+  #keepRetention(): Promise<void> {
+    const options = { clock: this.#clock, intervalMs: SWEEP_INTERVAL_MS, logger: this.#logger }
+    return keepRetention(this.#retention, { ...options, onError: this.#options.onError }, this.#stopping.signal)
   }
 
   /** Runs terms until it is stopped, or until one ends with an error that no new term would mend. */
@@ -359,6 +395,7 @@ class OutboxRelay implements Relay {
     } catch (cause) {
       this.#logger.warn({ error: (cause as Error).message }, 'the publisher did not close well')
     }
+    await this.#sweeping
     this.#state = 'stopped'
     this.#epoch = ''
     this.#shards = []

@@ -1,7 +1,7 @@
 /** A bucket of the outbox is emptied when all in it is old and published, and never before. */
 import pg from 'pg'
 import { afterEach, beforeEach, expect, test } from 'vitest'
-import { systemClock } from '../../src/core/clock.ts'
+import { type Timer, systemClock } from '../../src/core/clock.ts'
 import { Signals } from '../../src/core/signals.ts'
 import { type Relay, createRelay } from '../../src/outbox-relay/relay.ts'
 import { keepRetention } from '../../src/outbox-relay/retention/index.ts'
@@ -59,6 +59,29 @@ for (const version of [18, 15] as const) {
       await relay.stop()
       expect(broker.stored.map((message) => read(message.payload).n)).toEqual([0, 1, 2, 3, 4])
       expect(relay.stats().failures).toBe(0)
+    })
+
+    test('a relay sweeps by itself, unless it is told to leave it to others, and stops its sweeps with it', async () => {
+      // The wait between two sweeps is 45 s with this clock, and is over at once.
+      const setTimer = (callback: () => void, ms: number): Timer =>
+        systemClock.setTimer(callback, ms === 45_000 ? 20 : ms)
+      const clock = { ...systemClock, random: () => 0.5, setTimer }
+      const broker = recordingBroker()
+      const options = { broker, clock, postgres: pool }
+      const other = trackLifecycle('relay', createRelay({ ...options, retentionMs: 0 }))
+      await other.start()
+      await appendInto(pool, old, 'k', 1)
+      await broker.until(1)
+      await pool.query('select pg_sleep(0.3)')
+      expect(other.stats().retention.sweeps).toBe(0)
+      const relay = trackLifecycle('relay', createRelay({ ...options, retentionMs: 8 * 3_600_000 }))
+      await relay.start()
+      while ((await countIn(pool, old)) > 0) await pool.query('select pg_sleep(0.02)')
+      while (relay.stats().retention.freed === 0) await pool.query('select pg_sleep(0.02)')
+      await Promise.all([relay.stop(), other.stop()])
+      const { sweeps } = relay.stats().retention
+      await pool.query('select pg_sleep(0.2)')
+      expect(relay.stats().retention.sweeps).toBe(sweeps)
     })
 
     test('an event that is not published is kept, however old its bucket is (trap 29)', async () => {
