@@ -105,6 +105,15 @@ describe('the pgoutput decoder', () => {
     expect(call?.[2]).toBe(2n ** 64n - 1n)
     const near = decode(relation(), begin(1n), insert(row({ seq: int(2n ** 53n - 1n, 8) })))[2]
     expect(near?.[1]).toMatchObject({ seq: '9007199254740991' })
+    const beyond = decode(relation(), begin(1n), insert(row({ seq: int(2n ** 53n + 1n, 8) })))[2]
+    expect(beyond?.[1]).toMatchObject({ seq: '9007199254740993' })
+    const txs = [5n, 2n ** 32n + 5n, 5n, 6n]
+    const rows = txs.map((tx) => insert(row({ tx: int(tx, 8) })))
+    expect(
+      decode(relation(), begin(1n), ...rows)
+        .slice(2)
+        .map((call) => call[2]),
+    ).toEqual(txs)
   })
 
   test('a repeated topic or type is told from one that differs, at any length', () => {
@@ -179,6 +188,7 @@ describe('the pgoutput decoder', () => {
     ['text out of range', [relation(), begin(1n), insert(row({ shard: '40000' }))]],
     ['a transactional message on its own', [logicalMessage(true, 1n, 'p', Buffer.alloc(1))]],
     ['a message of unknown flags', [Buffer.concat([Buffer.from('M\u0002'), Buffer.alloc(20)])]],
+    ['bytes behind a message', [Buffer.concat([logicalMessage(false, 1n, 'p', Buffer.alloc(1)), Buffer.alloc(1)])]],
     ['bytes behind a row', [relation(), begin(1n), Buffer.concat([insert(row()), Buffer.alloc(1)])]],
     ['bytes behind a relation', [Buffer.concat([relation(), Buffer.alloc(1)])]],
     ['a relation of too many columns', [Buffer.from('R\0\0\0\u0001outbox\0record\0d\uffff\uffff')]],

@@ -30,7 +30,8 @@ describe('the name of a slot', () => {
       slotName('Shop_1', 'outbox'),
       slotName(`${LONG}`, `${LONG}a`),
       slotName(`${LONG}a`, `${LONG}`),
-      slotName('shop-', '1outbox'),
+      slotName('a-', 'b'),
+      slotName('a', '-b'),
     ]
     expect(new Set(names).size).toBe(names.length)
   })
