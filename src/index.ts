@@ -1,8 +1,8 @@
 /**
  * Millrace: events from a Postgres transaction to a handler's Postgres transaction, once in effect, in order per key.
  *
- * `createOutbox` appends them, `createRelay` carries them to a broker, `createConsumer` applies them; `migrate` makes the
- * tables. The brokers are subpaths of their own (`millrace/kafkajs`, `millrace/nats`, `millrace/memory`), so that nobody
+ * `createOutbox` appends them, `createRelay` carries them to a broker, `createParking` sees to those that the broker
+ * refuses, `createConsumer` applies them; `migrate` makes the tables. The brokers are subpaths of their own (`millrace/kafkajs`, `millrace/nats`, `millrace/memory`), so that nobody
  * loads a client that is not used.
  */
 export { createConsumer } from './consumer/index.ts'
@@ -23,9 +23,21 @@ export type { Logger } from './core/logger.ts'
 export type { Headers, Message, OutgoingMessage } from './core/message.ts'
 export { HEADER, HEADER_PREFIX } from './core/wire.ts'
 export type { Broker, Capabilities } from './brokers/broker.ts'
-export { createRelay, reAnchor, reportCheckpoints } from './outbox-relay/index.ts'
+export { createParking, createRelay, reAnchor, reportCheckpoints } from './outbox-relay/index.ts'
 export type { CheckpointGroup, CheckpointReport, ReAnchorOptions, ReAnchorReport } from './outbox-relay/index.ts'
-export type { Relay, RelayOptions, RelayState, RelayStats } from './outbox-relay/index.ts'
+export type {
+  ParkedCount,
+  ParkedEvent,
+  ParkedEventDetail,
+  ParkedListOptions,
+  ParkedSelection,
+  Parking,
+  ParkingOptions,
+  Relay,
+  RelayOptions,
+  RelayState,
+  RelayStats,
+} from './outbox-relay/index.ts'
 export { migrate, migrationSql } from './postgres/index.ts'
 export type {
   MigrateOptions,

@@ -16,23 +16,19 @@ import { databaseUrlFlag, outboxSchemaFlag } from './database-flags.ts'
 import { EXIT } from './exit-code.ts'
 import { integerFlag, switchFlag, textFlag } from './flag.ts'
 
-const none: readonly string[] = []
-
-const databaseFlags = { databaseUrl: databaseUrlFlag, outboxSchema: outboxSchemaFlag }
-
 const filterFlags = {
-  id: textFlag({ environment: none, summary: 'One event, by its id.', value: '<uuid>' }),
-  key: textFlag({ environment: none, summary: 'The events of one key.', value: '<key>' }),
-  topic: textFlag({ environment: none, summary: 'The events of one topic.', value: '<topic>' }),
-  type: textFlag({ environment: none, summary: 'The events of one type.', value: '<type>' }),
+  id: textFlag({ environment: ['MILLRACE_ID'], summary: 'One event, by its id.', value: '<uuid>' }),
+  key: textFlag({ environment: ['MILLRACE_KEY'], summary: 'The events of one key.', value: '<key>' }),
+  topic: textFlag({ environment: ['MILLRACE_TOPIC'], summary: 'The events of one topic.', value: '<topic>' }),
+  type: textFlag({ environment: ['MILLRACE_TYPE'], summary: 'The events of one type.', value: '<type>' }),
 }
 
-const json = switchFlag({ environment: none, summary: 'Print JSON, one line an event.' })
+const json = switchFlag({ environment: ['MILLRACE_JSON'], summary: 'Print JSON, one line an event.' })
 
 const askFlags = {
-  all: switchFlag({ environment: none, summary: 'Every parked event, within the other filters.' }),
+  all: switchFlag({ environment: ['MILLRACE_ALL'], summary: 'Every parked event, within the other filters.' }),
   dryRun: switchFlag({ environment: ['MILLRACE_DRY_RUN'], summary: 'Change nothing; print how many it would be.' }),
-  yes: switchFlag({ environment: none, summary: 'Do not ask. Required where nobody sits at a terminal.' }),
+  yes: switchFlag({ environment: ['MILLRACE_YES'], summary: 'Do not ask. Required where nobody sits at a terminal.' }),
 }
 
 /** `millrace parked list`: what is parked, a page at a time. */
@@ -46,18 +42,26 @@ again (crash); every later event of its key waits behind it. Filters must hold t
     'millrace parked list --database-url postgres://relay@db/shop --limit 1000 --after 2345 --json',
   ],
   flags: {
-    ...databaseFlags,
-    ...filterFlags,
-    after: textFlag({ environment: none, summary: 'Go on after this place, the first column.', value: '<n>' }),
+    after: textFlag({
+      environment: ['MILLRACE_AFTER'],
+      summary: 'Go on after this place, the first column.',
+      value: '<n>',
+    }),
+    databaseUrl: databaseUrlFlag,
+    id: filterFlags.id,
     json,
+    key: filterFlags.key,
     limit: integerFlag({
       byDefault: '100',
-      environment: none,
+      environment: ['MILLRACE_LIMIT'],
       max: 1000,
       min: 1,
       summary: 'At most so many.',
       value: '<count>',
     }),
+    outboxSchema: outboxSchemaFlag,
+    topic: filterFlags.topic,
+    type: filterFlags.type,
   },
   run: ({ after, databaseUrl, json: asJson = false, limit = 100, outboxSchema, ...filter }, io) =>
     withParking(databaseUrl, outboxSchema, async (parking) => {
@@ -80,10 +84,11 @@ export const parkedShowCommand = defineCommand({
   description: `The payload is printed as text where it is UTF-8, else as base64. It may hold what must not end up in a log.`,
   examples: ['millrace parked show --database-url postgres://relay@db/shop --id 0199… --payload'],
   flags: {
-    ...databaseFlags,
-    id: textFlag({ environment: none, required: true, summary: 'The id of the event.', value: '<uuid>' }),
+    databaseUrl: databaseUrlFlag,
+    id: textFlag({ environment: ['MILLRACE_ID'], required: true, summary: 'The id of the event.', value: '<uuid>' }),
     json,
-    payload: switchFlag({ environment: none, summary: 'Print the payload too.' }),
+    outboxSchema: outboxSchemaFlag,
+    payload: switchFlag({ environment: ['MILLRACE_PAYLOAD'], summary: 'Print the payload too.' }),
   },
   run: ({ databaseUrl, id = '', json: asJson = false, outboxSchema, payload: withPayload = false }, io) =>
     withParking(databaseUrl, outboxSchema, async (parking) => {
@@ -110,7 +115,18 @@ refused again stays parked, with the new error.`,
     'millrace parked replay --database-url postgres://relay@db/shop --topic orders --yes',
     'millrace parked replay --database-url postgres://relay@db/shop --key order-7',
   ],
-  flags: { ...databaseFlags, ...filterFlags, ...askFlags, json },
+  flags: {
+    all: askFlags.all,
+    databaseUrl: databaseUrlFlag,
+    dryRun: askFlags.dryRun,
+    id: filterFlags.id,
+    json,
+    key: filterFlags.key,
+    outboxSchema: outboxSchemaFlag,
+    topic: filterFlags.topic,
+    type: filterFlags.type,
+    yes: askFlags.yes,
+  },
   run: ({ all, databaseUrl, dryRun = false, json: asJson = false, outboxSchema, yes = false, ...filter }, io) =>
     withParking(databaseUrl, outboxSchema, async (parking) => {
       const selection = selectionOf(all, filter)
@@ -132,11 +148,22 @@ and why; with none at work the request waits. The other events of their keys sta
     "millrace parked discard --database-url postgres://relay@db/shop --topic tests --all --reason 'not wanted' --yes",
   ],
   flags: {
-    ...databaseFlags,
-    ...filterFlags,
-    ...askFlags,
+    all: askFlags.all,
+    databaseUrl: databaseUrlFlag,
+    dryRun: askFlags.dryRun,
+    id: filterFlags.id,
     json,
-    reason: textFlag({ environment: none, required: true, summary: 'Why they are given up.', value: '<text>' }),
+    key: filterFlags.key,
+    outboxSchema: outboxSchemaFlag,
+    reason: textFlag({
+      environment: ['MILLRACE_REASON'],
+      required: true,
+      summary: 'Why they are given up.',
+      value: '<text>',
+    }),
+    topic: filterFlags.topic,
+    type: filterFlags.type,
+    yes: askFlags.yes,
   },
   run: (flags, io) => {
     const { all, databaseUrl, dryRun = false, json: asJson = false, outboxSchema, reason = '', yes = false } = flags

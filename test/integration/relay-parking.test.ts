@@ -460,9 +460,9 @@ function firstOf(stored: readonly OutgoingMessage[], key: string | null): number
 
 /** Waits for a state, generously: the machine may be busy. */
 async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 20_000
+  const deadline = performance.now() + 50_000
   while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`not within 20 s: ${String(holds)}`)
+    if (performance.now() > deadline) throw new Error(`not within 50 s: ${String(holds)}`)
     await new Promise((resolve) => setTimeout(resolve, 5))
   }
 }

@@ -182,7 +182,23 @@ describe('the table of commands', () => {
         COMMANDS.map(async (entry) => [entry.name, Object.keys((await entry.load()).flags).map(flagName)] as const),
       ),
     )
-    expect(Object.keys(named)).toEqual(['demo', 'migrate', 'checkpoint show', 'checkpoint re-anchor', 'relay'])
+    const parked = ['parked list', 'parked show', 'parked replay', 'parked discard']
+    expect(Object.keys(named)).toEqual([
+      'demo',
+      'migrate',
+      'checkpoint show',
+      'checkpoint re-anchor',
+      ...parked,
+      'relay',
+    ])
+    const filters = ['--id', '--key', '--topic', '--type']
+    const asking = ['--all', '--database-url', '--dry-run', ...filters, '--json', '--outbox-schema', '--yes']
+    expect(named['parked list']?.toSorted()).toEqual(
+      ['--after', '--database-url', ...filters, '--json', '--limit', '--outbox-schema'].toSorted(),
+    )
+    expect(named['parked show']).toEqual(['--database-url', '--id', '--json', '--outbox-schema', '--payload'])
+    expect(named['parked replay']?.toSorted()).toEqual(asking.toSorted())
+    expect(named['parked discard']?.toSorted()).toEqual([...asking, '--reason'].toSorted())
     expect(named['checkpoint show']).toEqual(['--database-url', '--json', '--outbox-schema'])
     expect(named['checkpoint re-anchor']).toEqual([
       '--database-url',
