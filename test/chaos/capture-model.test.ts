@@ -16,8 +16,17 @@ import { passes, published } from './model-random.ts'
 import { ModelRelays } from './model-relays.ts'
 import { type Course, TOPIC, Writer, createAggregates } from './model-writers.ts'
 
+// The log may have been emptied, never put back: along a shard snapshots rise, and within a delta so does the place.
+const WENT_BACK_SQL = `
+  select * from (
+    select s.shard, c.n, c.base::text, c.target::text, c.after, pg_snapshot_xmax(c.base) as xmax,
+           lag(pg_snapshot_xmax(c.base)) over of as xmax_before,
+           lag(coalesce(c.target, c.base)::text) over of as target_before, lag(c.after) over of as after_before
+    from outbox.checkpoint c cross join unnest(c.shards) s(shard) window of as (partition by s.shard order by c.n)
+  ) w where xmax < xmax_before or (target = target_before and after < after_before)`
+
 const RECORDS_PER_SEED = 13_500
-const SEEDS = 4
+const SEEDS = 3
 const WRITERS = 6
 
 for (const version of [18, 15] as const) {
@@ -30,22 +39,25 @@ for (const version of [18, 15] as const) {
     beforeEach(async () => void (database = await createTestDatabase({ version })))
     afterEach(() => database.close())
     afterAll(() => {
-      if (given === undefined) expect(records).toBeGreaterThanOrEqual(SEEDS * RECORDS_PER_SEED)
+      if (given === undefined) expect(records).toBeGreaterThanOrEqual(2 * SEEDS * RECORDS_PER_SEED)
     })
 
-    test.each(seeds)(
-      'every committed event is published, no other is, and no key is inverted: seed %i',
-      async (seed) => {
+    const cases = [2, 4].flatMap((most) => seeds.map((seed) => [most, seed] as const))
+    test.each(cases)(
+      'every committed event is published, no other is, and no key is inverted: %i relays, seed %i',
+      async (most, seed) => {
         const history = new History()
-        const relays = new ModelRelays(database, history, seeded(seed))
+        const relays = new ModelRelays(database, history, seeded(seed), most)
         await createAggregates(database.pool, WRITERS)
         const over = new AbortController()
         const trouble = relays.trouble(over.signal)
         await write(database.url, seed)
         over.abort()
         await trouble
-        // Whatever was committed before it is published before it: it has the last seq.
-        await published(history.until(await appendSql(database.pool, 'last', 1, TOPIC)))
+        // Whatever of its shard was committed before it is published before it: it has the last seq.
+        for (const key of await keyOfEachShard(database)) {
+          await published(history.until(await appendSql(database.pool, key, 1, TOPIC)))
+        }
         await relays.stop()
         records += await compare(database, history)
         expect(relays.errors, `seed ${seed}: errors`).toEqual([])
@@ -54,6 +66,14 @@ for (const version of [18, 15] as const) {
       },
       60_000,
     )
+
+    /** A key that nothing else uses in each shard. */
+    async function keyOfEachShard({ pool }: TestDatabase): Promise<readonly string[]> {
+      const { rows } = await pool.query<{ key: string }>(
+        `select min('last' || i) as key from generate_series(1, 500) i group by outbox.shard_of('last' || i)`,
+      )
+      return rows.map(({ key }) => key)
+    }
 
     /** Runs the writers, in bursts and calm phases, until they have committed enough. */
     async function write(url: string, seed: number): Promise<void> {
@@ -90,9 +110,8 @@ for (const version of [18, 15] as const) {
         [...history.ids].filter((id) => !committed.has(id)),
         'published and not committed',
       ).toEqual([])
-      const { rows: log } = await pool.query<{ epoch: number }>('select epoch::int from outbox.checkpoint order by n')
-      const epochs = log.map(({ epoch }) => epoch)
-      expect(epochs, 'the epochs of the checkpoint log').toEqual(epochs.toSorted((a, b) => a - b))
+      const { rows: back } = await pool.query(WENT_BACK_SQL)
+      expect(back, 'checkpoints that put a shard back').toEqual([])
       return rows.length
     }
   })

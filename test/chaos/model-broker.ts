@@ -11,7 +11,7 @@ import { type Random, passes } from './model-random.ts'
 
 /** What may go wrong with a broker. */
 export interface ModelBrokerOptions {
-  /** The epoch that the relay of this broker publishes under. */
+  /** The number of the term that the relay of this broker publishes in; it rises. */
   readonly epoch: () => number
   readonly history: History
   /** False when nothing may go wrong any more. */

@@ -2,7 +2,7 @@
  * What the brokers of the capture's model test were given, judged as it comes. Versions of a key are 1, 2, 3 …, so:
  *
  * - First appearances along a key are 1, 2, 3 …: nothing is skipped, nothing is inverted.
- * - Within one term of a relay a key goes on exactly where the last answer left it: after the last version, or, when
+ * - Within one term of a relay, with the shards it holds, a key goes on exactly where the last answer left it: after the last version, or, when
  *   some were not stored, at the first of these. So a repeat is the tail of the key sent again, and nothing else is.
  * - The first of a term may be stored already, by the terms before it; of all it repeats there are no more than the pages
  *   that were not yet checkpointed.
@@ -11,7 +11,10 @@ import type { Unresolved } from '../../src/brokers/broker.ts'
 import type { OutgoingMessage } from '../../src/core/message.ts'
 import { read } from '../support/outbox-writer.ts'
 
-/** A page that was stored and whose checkpoint was lost is sent again; so may be the one that the next term sent first. */
+/**
+ * A page that was stored and whose checkpoint was lost is sent again; so may be the one that the next term sent first. A
+ * relay may take over from several at once, and from each more than one group of shards.
+ */
 const PAGES_REPEATED = 3
 const MOST_PROBLEMS = 10
 
@@ -27,6 +30,8 @@ export class History {
   readonly problems: string[] = []
   /** The largest page that any relay of the run may send. */
   largestPage = 0
+  /** How many relays work at once at the most. */
+  relays = 1
   repeats = 0
   #awaited: { readonly id: string; readonly resolve: () => void } | undefined
   readonly #firstBy = new Map<string, number>()
@@ -84,8 +89,9 @@ export class History {
     if (term.seen.has(id)) return
     term.seen.add(id)
     this.repeats++
-    if (++term.repeats === PAGES_REPEATED * this.largestPage + 1) {
-      this.#problem(`epoch ${epoch} repeats more than ${PAGES_REPEATED} pages of ${this.largestPage}`)
+    const pages = PAGES_REPEATED * this.relays
+    if (++term.repeats === pages * this.largestPage + 1) {
+      this.#problem(`term ${epoch} repeats more than ${pages} pages of ${this.largestPage}`)
     }
   }
 

@@ -1,6 +1,7 @@
 /**
- * The relays of the capture's model test, one or two at a time, and what befalls them: connections cut by the server,
- * the lease taken away, a stop in the middle of a retry, a successor with other bounds.
+ * The relays of the capture's model test, so many at a time at the most, and what befalls them: connections cut by the
+ * server, some shards or all taken away, a stop in the middle of a retry, a successor with other bounds. With each that
+ * comes or goes the shards move.
  */
 import pg from 'pg'
 import { type Clock, systemClock } from '../../src/core/clock.ts'
@@ -24,7 +25,7 @@ const EXPECTED_CODES = new Set(['57P01', 'CONNECTION_LOST', 'LEASE_LOST'])
 // Rows of recent writes; a message may be published only if one of them has opened a delta that holds it.
 const OPENED_SQL = `
   select r.seq from outbox.record r where r.seq = any($1) and not exists (
-    select from (select base, target from outbox.checkpoint order by n desc limit 50) c
+    select from (select base, target from outbox.checkpoint order by n desc limit 200) c
     where pg_visible_in_snapshot(r.tx, c.target) and not pg_visible_in_snapshot(r.tx, c.base))`
 
 export class ModelRelays {
@@ -35,13 +36,17 @@ export class ModelRelays {
   readonly #pool: pg.Pool
   readonly #random: Random
   readonly #relays = new Set<Relay>()
+  readonly #most: number
   #quiet = false
+  #terms = 0
 
-  constructor(database: TestDatabase, history: History, random: Random) {
+  constructor(database: TestDatabase, history: History, random: Random, most = 2) {
+    this.#most = most
+    history.relays = most
     this.#database = database
     this.#history = history
     this.#random = random
-    this.#pool = new pg.Pool({ connectionString: database.url })
+    this.#pool = new pg.Pool({ connectionString: database.url, max: 40 })
     this.#pool.on('error', () => {})
   }
 
@@ -83,7 +88,11 @@ export class ModelRelays {
   /** Lets the lease expire under its owner, while another relay waits for it. */
   async #steal(): Promise<void> {
     if (this.#relays.size < 2) await this.#begin()
-    await this.#database.pool.query(`update outbox.lease set expires_at = '-infinity'`)
+    await this.#database.pool.query(
+      `with taken as materialized (select shard from outbox.lease where shard % 5 <> $1 order by shard for update)
+       update outbox.lease l set expires_at = '-infinity' from taken where l.shard = taken.shard`,
+      [this.#random.below(10)],
+    )
     this.happened.stolen++
   }
 
@@ -94,9 +103,9 @@ export class ModelRelays {
     this.happened.stopped++
   }
 
-  /** Starts a relay, unless there are two; a connection that is cut meanwhile is no failure. */
+  /** Starts a relay, unless there are enough; a connection that is cut meanwhile is no failure. */
   async #begin(): Promise<void> {
-    while (this.#relays.size < 2) {
+    while (this.#relays.size < this.#most) {
       const relay = this.#make()
       try {
         await relay.start()
@@ -112,8 +121,18 @@ export class ModelRelays {
     const { below } = this.#random
     const pageSize = PAGE_SIZES[below(PAGE_SIZES.length)] as number
     this.#history.largestPage = Math.max(this.#history.largestPage, pageSize)
+    // A term by what it holds: shards that leave and return begin anew.
+    let before = ''
+    let number = 0
+    const term = (): number => {
+      const { epoch, failures, shards } = relay.stats()
+      const now = `${failures} ${epoch} ${shards.join()}`
+      if (now !== before) number = ++this.#terms
+      before = now
+      return number
+    }
     const broker = modelBroker({
-      epoch: () => Number(relay.stats().epoch),
+      epoch: () => term(),
       history: this.#history,
       inspect: (batch) => this.#inspect(batch),
       moody: () => !this.#quiet,
@@ -160,8 +179,7 @@ export class ModelRelays {
 
   #expect(error: Error): void {
     const { code } = error as { code?: string }
-    if (EXPECTED_CODES.has(String(code)) || /Connection terminated|connection.*not queryable/.test(error.message))
-      return
+    if (EXPECTED_CODES.has(String(code)) || /Connection terminated|not queryable/.test(error.message)) return
     if (this.errors.length < 10) this.errors.push(`${code}: ${error.message}`)
   }
 }
