@@ -10,8 +10,9 @@ import { byKey, EFFECT_TABLE, effects, numbered, range, writeEffect } from './co
 
 const PARTITIONS = 6
 
-for (const kind of ['memory', 'kafka', 'nats'] as const) {
-  describeWith(kind === 'memory' ? 'postgres18' : ['postgres18', kind], `consumers of a group, on ${kind}`, () => {
+for (const kind of ['memory', 'kafka', 'nats', 'platformatic'] as const) {
+  const server = kind === 'platformatic' ? 'kafka' : kind === 'memory' ? undefined : kind
+  describeWith(server === undefined ? 'postgres18' : ['postgres18', server], `consumers of a group, on ${kind}`, () => {
     test(
       'members join and leave under load, and every copy of a message comes too: every effect once, in order per key',
       { timeout: 120_000 },
@@ -20,7 +21,7 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
         onTestFinished(() => database.close())
         await database.pool.query(EFFECT_TABLE)
         const host = createMemoryBroker()
-        const connect = () => (kind === 'memory' ? memory({ host }) : brokerAt(kind, services()[kind] as string))
+        const connect = () => (server === undefined ? memory({ host }) : brokerAt(kind, services()[server] as string))
         const publishing = connect()
         onTestFinished(() => publishing.close())
         const topic = `group-${randomUUID()}`

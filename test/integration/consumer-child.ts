@@ -5,6 +5,7 @@
 import pg from 'pg'
 import type { Broker } from '../../src/brokers/broker.ts'
 import { kafkajs } from '../../src/brokers/kafka/kafkajs/index.ts'
+import { platformatic } from '../../src/brokers/kafka/platformatic/index.ts'
 import { memory } from '../../src/brokers/memory/index.ts'
 import { nats } from '../../src/brokers/nats/index.ts'
 import { createConsumer } from '../../src/consumer/index.ts'
@@ -14,7 +15,7 @@ import { writeEffect } from './consumer-effect.ts'
 /** What the child does. */
 export interface ChildPlan {
   readonly address: string
-  readonly broker: 'kafka' | 'memory' | 'nats'
+  readonly broker: 'kafka' | 'memory' | 'nats' | 'platformatic'
   readonly databaseUrl: string
   readonly dieAfter: number
   readonly group: string
@@ -31,6 +32,8 @@ export function brokerAt(kind: ChildPlan['broker'], address: string): Broker {
       return memory({ url: address })
     case 'nats':
       return nats({ servers: address })
+    case 'platformatic':
+      return platformatic({ brokers: address.split(',') })
   }
 }
 

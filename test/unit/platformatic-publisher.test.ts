@@ -155,6 +155,24 @@ describe('the platformatic publisher', () => {
     ])
   })
 
+  test('nothing is sent after a batch of which nobody knows, for its sequence numbers may be used up', async () => {
+    cluster.partitions = 1
+    const page = ['a', 'b'].map((key) => message(key, { payload: Buffer.alloc(600 * 1024) }))
+    // Stored, but the answer is lost; and when it is sent again, we may not write any more.
+    cluster.faults.request = () => (cluster.requests.length === 1 ? 'lose answer' : undefined)
+    cluster.faults.refuse = () => (cluster.requests.length > 1 ? 'TOPIC_AUTHORIZATION_FAILED' : undefined)
+    const unresolved = await publisher.publish(page)
+    expect(unresolved).toMatchObject([
+      { class: 'fatal', index: 0, outcome: 'unknown' },
+      { class: 'retry', index: 1, outcome: 'failed' },
+    ])
+    expect(cluster.requests).toHaveLength(2)
+    cluster.faults = {}
+    expect(await publisher.publish(page.slice(1))).toEqual([])
+    expect(cluster.producerIds).toBe(2n)
+    expect(ids(cluster.stored)).toEqual(ids(page))
+  })
+
   test('when nobody answers everything failed, for nothing was sent', async () => {
     cluster.unreachable = true
     const unresolved = await publisher.publish(keyed(5))

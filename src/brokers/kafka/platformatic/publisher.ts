@@ -144,8 +144,11 @@ export class PlatformaticPublisher implements Publisher {
         (await this.#limits.refuses(topic, batchBytesAlone(record), this.#left(run)))
       ) {
         outcome.add(i, key, 'failed', 'poison', tooLarge(record, this.#limits.of(topic) - BATCH_OVERHEAD_BYTES))
-      } else if (failure !== undefined) this.#resolve([record], failure, false, outcome)
-      else if (this.#place(record, run)) records.push(record)
+      } else if (failure !== undefined || this.#place(record, run)) records.push(record)
+    }
+    if (failure !== undefined) {
+      this.#resolve(records, failure, false, outcome)
+      return outcome.unresolved()
     }
     const parts = planParts(records, {
       batchBytesOf: (topic) => this.#limits.of(topic),
@@ -223,7 +226,7 @@ export class PlatformaticPublisher implements Publisher {
           run.renew ||= verdict.refused && verdict.renew && !verdict.unknownTopic
         } else {
           run.unknown ||= group.indefinite
-          this.#resolve(group.records, verdict, group.indefinite && verdict.class === 'retry', run.outcome)
+          this.#resolve(group.records, verdict, group.indefinite && verdict.class !== 'poison', run.outcome)
           lane.shift()
         }
       }
