@@ -200,6 +200,7 @@ function outboxTables(schema: string) {
         unique('parked_record_lane_id_key').on(t.lane, t.id),
         index('parked_record_lane_n').on(t.lane, t.n),
         index('parked_record_id').on(t.id),
+        index('parked_record_shard').on(t.shard),
         index('parked_record_discard').on(t.discardAt, t.lane),
       ],
     ),

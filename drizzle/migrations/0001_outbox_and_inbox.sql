@@ -140,6 +140,7 @@ create table :outbox.parked_record (
 );
 create index parked_record_lane_n on :outbox.parked_record (lane, n);
 create index parked_record_id on :outbox.parked_record (id);
+create index parked_record_shard on :outbox.parked_record (shard);
 create index parked_record_discard on :outbox.parked_record (discard_at, lane);
 
 -- What was discarded: who, when and why, without the payload.

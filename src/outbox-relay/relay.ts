@@ -95,7 +95,10 @@ export interface RelayStats {
   readonly publishedBytes: number
   /** Pages of them. */
   readonly pages: number
-  /** What is parked now in the shards it relays: keys (and events without one), and events altogether. */
+  /**
+   * What is parked now in the shards it relays: keys (and events without one), and events altogether. Of more than a
+   * million events found at the start the rest is not counted.
+   */
   readonly parked: { readonly keys: number; readonly records: number }
   /** Events that had to be sent again. */
   readonly resent: number

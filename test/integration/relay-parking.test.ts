@@ -1,5 +1,5 @@
 /** Events that the broker refuses for good: parked with their key, replayed in order, discarded; whatever dies meanwhile. */
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { Signals } from '../../src/core/signals.ts'
 import { systemClock } from '../../src/core/clock.ts'
 import type { Logger } from '../../src/core/logger.ts'
@@ -11,6 +11,9 @@ import { trackLifecycle } from '../support/leaks.ts'
 import { appendSql, read } from '../support/outbox-writer.ts'
 import { type PickyBroker, pickyBroker } from '../support/picky-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
+
+// The machine may be busy; what is slow is told by `until`.
+vi.setConfig({ testTimeout: 90_000 })
 
 for (const [version, capture] of [
   [18, 'polling'],

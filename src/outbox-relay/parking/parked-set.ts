@@ -10,10 +10,14 @@ const MAX_CHARACTERS = 4_000_000
 const loadSql = (schema: string): string => `
   select key, id from ${schema}.parked_key where shard = any($1::smallint[]) limit ${MAX_LANES + 1}`
 
-// Each counts by an index, once a term.
+/** Records are counted up to here when a term begins: a count must not hold the lease's connection for long. */
+const MAX_COUNTED = 1_000_000
+
+// Each counts by an index alone: parked_key_shard, parked_record_shard.
 const countSql = (schema: string): string => `
   select (select count(*) from ${schema}.parked_key where shard = any($1::smallint[]))::int as keys,
-         (select count(*) from ${schema}.parked_record where shard = any($1::smallint[]))::int as records`
+         (select count(*) from (select from ${schema}.parked_record where shard = any($1::smallint[])
+            limit ${MAX_COUNTED}) counted)::int as records`
 
 // Uses parked_key_pkey.
 const amongSql = (schema: string): string => `select lane from ${schema}.parked_key where lane = any($1::uuid[])`
@@ -67,7 +71,7 @@ export class ParkedSet {
 
   /** So many records are gone, and these lanes with them. */
   removed(lanes: readonly { readonly key: string | null; readonly id: string }[], records: number): void {
-    this.#records -= records
+    this.#records = Math.max(0, this.#records - records)
     this.#lanes -= lanes.length
     for (const { key, id } of lanes) {
       if (key === null) this.#ids.delete(id)
