@@ -4,20 +4,17 @@ import { runInNewContext } from 'node:vm'
 import pg from 'pg'
 import { expect, onTestFinished, test } from 'vitest'
 import { delay, systemClock } from '../../src/core/clock.ts'
-import { isMillraceError } from '../../src/core/errors.ts'
 import { readPage } from '../../src/outbox-relay/capture/polling/page-reader.ts'
 import { Snapshot } from '../../src/outbox-relay/capture/polling/snapshot.ts'
 import { slotTrouble } from '../../src/outbox-relay/capture/replication/server-report.ts'
 import { createSlot, dropSlot, freeSlot, readSlot } from '../../src/outbox-relay/capture/replication/slot.ts'
-import { formatWalPosition, parseWalPosition } from '../../src/outbox-relay/capture/replication/wal-position.ts'
+import { parseWalPosition } from '../../src/outbox-relay/capture/replication/wal-position.ts'
 import { ALL_SHARDS } from '../../src/outbox-relay/shards.ts'
 import { migrate } from '../../src/postgres/migrator.ts'
-import { startPostgres } from '../../src/testing/services/index.ts'
-import { track } from '../support/leaks.ts'
 import { openTransaction } from '../support/outbox-writer.ts'
 import { createTestDatabase, describeWith } from '../support/services.ts'
 import { silentProxy } from '../support/silent-proxy.ts'
-import { Recorded, stageOn, type WalStage, walStage } from '../support/wal-stage.ts'
+import { poll, Recorded, slotAt, stageOn, type WalStage, walStage } from '../support/wal-stage.ts'
 
 const VERSIONS = [15, 18] as const
 const INSERT = `insert into outbox.record (shard, id, topic, key, type, payload, headers) values`
@@ -94,7 +91,9 @@ for (const version of VERSIONS)
         )
         // A pool with a stream option of its own is read by events.
         const pool =
-          kind === 'own' ? stage.pool : new pg.Pool({ connectionString: stage.url, stream: () => new Socket({ noDelay: true }) })
+          kind === 'own'
+            ? stage.pool
+            : new pg.Pool({ connectionString: stage.url, stream: () => new Socket({ noDelay: true }) })
         let count = 0
         let early = 0
         let peak = 0
@@ -421,65 +420,6 @@ for (const version of VERSIONS)
     })
   })
 
-for (const version of VERSIONS)
-  describeWith(`private postgres${version}`, `a private PostgreSQL ${version}`, () => {
-    test('stops fast once a lagging stream is closed', { timeout: 120_000 }, async () => {
-      const server = await startPostgres({ version })
-      const release = track('server', () => server.dispose())
-      onTestFinished(async () => {
-        release()
-        await server.dispose()
-      })
-      const pool = new pg.Pool({ connectionString: server.url })
-      pool.on('error', () => {})
-      onTestFinished(() => pool.end())
-      await migrate(pool)
-      const stage = await stageOn(pool, server.url, 'lagging')
-      const seen = new Recorded()
-      const stream = await stage.open(seen)
-      stream.resume()
-      await stage.append('acknowledged')
-      await seen.until(() => seen.order.at(-1) === 'commit')
-      stream.acknowledge(seen.lastEnd)
-      await slotAt(stage, (lsn) => lsn >= seen.lastEnd)
-      await stage.append('not acknowledged')
-      await seen.until(() => seen.messages.length === 2 && seen.order.at(-1) === 'commit')
-      let stopped = false
-      const stopping = server.stop('fast').then(() => (stopped = true))
-      // It waits for us: everybody else is turned away, and it is still there.
-      await poll(async () => {
-        const error = await pool.query('select 1').then(
-          () => undefined,
-          (thrown: unknown) => thrown,
-        )
-        return (error as { code?: string } | undefined)?.code === '57P03'
-      })
-      expect(stopped).toBe(false)
-      await stream.close()
-      await stopping
-      expect(isMillraceError(await stream.ended)).toBe(false)
-    })
-
-    test('a server that dies ends the stream', { timeout: 120_000 }, async () => {
-      const server = await startPostgres({ version })
-      const release = track('server', () => server.dispose())
-      onTestFinished(async () => {
-        release()
-        await server.dispose()
-      })
-      const pool = new pg.Pool({ connectionString: server.url })
-      pool.on('error', () => {})
-      onTestFinished(() => pool.end())
-      await migrate(pool)
-      const stage = await stageOn(pool, server.url, 'dying')
-      const stream = await stage.open(new Recorded())
-      stream.resume()
-      await server.kill()
-      expect(await stream.ended).toMatchObject({ code: 'CONNECTION_LOST' })
-      await expect(stage.open(new Recorded())).rejects.toMatchObject({ code: 'CONNECTION_LOST' })
-    })
-  })
-
 /** Everything in the outbox, as a polling relay reads it. */
 async function polled(stage: WalStage): Promise<readonly unknown[]> {
   const client = await stage.pool.connect()
@@ -499,17 +439,6 @@ async function transaction(stage: WalStage): Promise<pg.Client> {
   const client = await openTransaction(stage.url)
   onTestFinished(() => client.end())
   return client
-}
-
-/** Waits until the slot is confirmed as far. */
-async function slotAt(stage: WalStage, reached: (lsn: bigint) => boolean): Promise<void> {
-  await poll(async () => reached(parseWalPosition(await stage.confirmed())))
-  expect(formatWalPosition(parseWalPosition(await stage.confirmed()))).toBe(await stage.confirmed())
-}
-
-/** Asks until it holds; the test's own deadline bounds it. */
-async function poll(holds: () => Promise<boolean>): Promise<void> {
-  while (!(await holds())) await delay(systemClock, 20)
 }
 
 /** What is in use, garbage aside. */

@@ -1,9 +1,10 @@
 /** A database with an outbox, a publication and a slot, and streams of it that are written down. */
 import pg from 'pg'
 import { onTestFinished } from 'vitest'
-import { systemClock } from '../../src/core/clock.ts'
+import { delay, systemClock } from '../../src/core/clock.ts'
 import type { OutgoingMessage } from '../../src/core/message.ts'
 import { createSlot } from '../../src/outbox-relay/capture/replication/slot.ts'
+import { parseWalPosition } from '../../src/outbox-relay/capture/replication/wal-position.ts'
 import type { LogicalMessage, WalSink } from '../../src/outbox-relay/capture/replication/wal-sink.ts'
 import { WalStream, type WalStreamOptions } from '../../src/outbox-relay/capture/replication/wal-stream.ts'
 import { quoteIdentifier } from '../../src/postgres/sql.ts'
@@ -116,4 +117,14 @@ export async function stageOn(
       return stream
     },
   }
+}
+
+/** Waits until the slot is confirmed as far. */
+export async function slotAt(stage: WalStage, reached: (lsn: bigint) => boolean): Promise<void> {
+  await poll(async () => reached(parseWalPosition(await stage.confirmed())))
+}
+
+/** Asks until it holds; the test's own deadline bounds it. */
+export async function poll(holds: () => Promise<boolean>): Promise<void> {
+  while (!(await holds())) await delay(systemClock, 20)
 }
