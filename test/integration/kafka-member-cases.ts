@@ -288,6 +288,16 @@ export function memberCases(name: string, adapter: KafkaAdapter, more: (stage: M
       expect(member.assigned).toHaveLength(2)
     })
 
+    test('stop leaves the group: nobody has to wait for the session to end', async () => {
+      const topic = await topicOf(2)
+      const group = `group-${randomUUID()}`
+      const first = await join(topic, { group, sessionTimeoutMs: 120_000 })
+      await first.until(() => first.assigned.length === 2)
+      await first.subscription.stop()
+      const second = await join(topic, { group, sessionTimeoutMs: 120_000 })
+      await second.until(() => second.assigned.length === 2)
+    })
+
     test('start says that the topic is missing', async () => {
       const member = new Member(broker, `missing-${randomUUID()}`)
       members.push(member)
