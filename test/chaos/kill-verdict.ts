@@ -66,3 +66,20 @@ export function expectTails(partitions: ReadonlyMap<number, readonly Found[]>): 
     }
   }
 }
+
+/** How many committed events are not in the broker. */
+export async function missing(pool: pg.Pool, found: ReadonlyMap<number, readonly Found[]>): Promise<number> {
+  const { rows } = await pool.query<{ id: string }>('select id from outbox.record')
+  const ids = new Set([...found.values()].flat().map(({ id }) => id))
+  return rows.filter(({ id }) => !ids.has(id)).length
+}
+
+/** The rows of the checkpoint log that put a shard back. */
+export async function wentBack(pool: pg.Pool): Promise<unknown[]> {
+  const { rows } = await pool.query(`
+    select * from (
+      select s.shard, c.n, pg_snapshot_xmax(base) as xmax, lag(pg_snapshot_xmax(base)) over of as before
+      from outbox.checkpoint c cross join unnest(c.shards) s(shard) window of as (partition by s.shard order by c.n)
+    ) w where xmax < before`)
+  return rows
+}

@@ -9,7 +9,7 @@ import { CliProcess } from '../integration/cli-process.ts'
 import { createTestDatabase, describeWith } from '../support/services.ts'
 import { seeded } from '../unit/flow-random.ts'
 import { natsReader } from './kill-readers.ts'
-import { judge } from './kill-verdict.ts'
+import { judge, missing, wentBack } from './kill-verdict.ts'
 import { SqlWriters } from './kill-writers.ts'
 import { passes, published } from './model-random.ts'
 
@@ -138,20 +138,3 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
     await judge(database.pool, topic.found)
   }, 120_000)
 })
-
-/** How many committed events are not in the broker. */
-async function missing(pool: pg.Pool, found: ReadonlyMap<number, readonly { readonly id: string }[]>): Promise<number> {
-  const { rows } = await pool.query<{ id: string }>('select id from outbox.record')
-  const ids = new Set([...found.values()].flat().map(({ id }) => id))
-  return rows.filter(({ id }) => !ids.has(id)).length
-}
-
-/** The rows of the log that put a shard back. */
-async function wentBack(pool: pg.Pool): Promise<unknown[]> {
-  const { rows } = await pool.query(`
-    select * from (
-      select s.shard, c.n, pg_snapshot_xmax(base) as xmax, lag(pg_snapshot_xmax(base)) over of as before
-      from outbox.checkpoint c cross join unnest(c.shards) s(shard) window of as (partition by s.shard order by c.n)
-    ) w where xmax < before`)
-  return rows
-}
