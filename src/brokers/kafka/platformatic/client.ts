@@ -4,6 +4,7 @@
  * A broker works off the requests of one connection one after the other, and answers a `JoinGroup` or a long poll late.
  * So connections are by broker and lane: what must not wait for one another uses different lanes.
  */
+import { isIP } from 'node:net'
 import type { ConnectionOptions, SASLOptions } from '@platformatic/kafka'
 import { systemClock } from '../../../core/clock.ts'
 import { MillraceError } from '../../../core/errors.ts'
@@ -93,7 +94,7 @@ export class Client {
     const name = `${lane} ${nameOf(address)}`
     const there = this.#links.get(name)
     if (there !== undefined) return there.opening
-    const connection = new this.module.Connection(this.#settings.clientId, this.#connectionOptions(lane))
+    const connection = new this.module.Connection(this.#settings.clientId, this.#connectionOptions(lane, address))
     const link = new Link(this.module, connection)
     const forget = (): void => {
       if (this.#links.get(name)?.link === link) this.#links.delete(name)
@@ -164,13 +165,13 @@ export class Client {
     return new ProtocolRefusal(names[errorCode] ?? `ERROR_${errorCode}`, text)
   }
 
-  #connectionOptions(lane: string): ConnectionOptions {
+  #connectionOptions(lane: string, { host }: Address): ConnectionOptions {
     const { connectTimeoutMs, sasl, ssl } = this.#settings
     const tls = ssl === true ? {} : ssl === false ? undefined : ssl
     return {
       connectTimeout: connectTimeoutMs,
       requestTimeout: this.#options.slowLanes?.[lane] ?? this.#options.requestTimeoutMs,
-      ...(tls === undefined ? {} : { tls, tlsServerName: tls.servername ?? true }),
+      ...(tls === undefined ? {} : { tls, tlsServerName: tls.servername === undefined && isIP(host) === 0 }),
       ...(sasl === undefined ? {} : { sasl: saslOf(sasl) }),
     }
   }
