@@ -232,7 +232,9 @@ for (const [version, capture] of [
       await expect(owner.park([{ message: message('x', 1), reason: 'poison', error: '' }])).rejects.toMatchObject({
         code: 'LEASE_LOST',
       })
-      await expect(owner.divert([message('k', 9)])).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      await expect(owner.divert([{ ...message('k', 9), headers: { bad: 'a\0\ud800' } }])).rejects.toMatchObject({
+        code: 'LEASE_LOST',
+      })
       expect(await parked()).toEqual([1, 2, 3])
       await parking.discard({ all: true }, 'test')
       await expect(owner.reload(old.lease.shards).then(() => owner.attend())).rejects.toMatchObject({

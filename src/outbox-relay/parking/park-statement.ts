@@ -97,7 +97,7 @@ function parameters(lease: FencedLease, refused: readonly Refused[]): unknown[] 
     messages.map((one) => one.topic),
     messages.map((one) => one.key),
     messages.map((one) => one.type),
-    messages.map((one) => JSON.stringify(one.headers)),
+    messages.map((one) => JSON.stringify(one.headers, storable)),
     messages.map((one) => Math.trunc(one.timeMs)),
     starts,
     messages.map((one) => one.payload.length),
@@ -105,4 +105,9 @@ function parameters(lease: FencedLease, refused: readonly Refused[]): unknown[] 
     refused.map((one) => one.reason),
     refused.map((one) => one.error.replaceAll('\0', '').slice(0, MAX_ERROR)),
   ]
+}
+
+/** Headers that never were in the database may hold what `jsonb` refuses: a NUL, half of a surrogate pair. */
+function storable(_name: string, value: unknown): unknown {
+  return typeof value === 'string' ? value.toWellFormed().replaceAll('\0', '\u{fffd}') : value
 }
