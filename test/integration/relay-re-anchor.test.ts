@@ -117,14 +117,16 @@ for (const version of [18, 15] as const) {
         const there = (await source.query(newest)).rows[0].n
         await expect.poll(async () => (await pool.query(newest)).rows[0].n, { timeout: 60_000 }).toBe(there)
         await pool.query('drop subscription copy')
+        // What went long ago leaves numbers free, which the sequence gives out here a second time.
+        await pool.query('delete from outbox.record where seq <= 4')
 
         for (let n = 41; n <= 50; n++) for (const key of ['a', 'b']) await appendSql(pool, key, n)
-        await goOnByCommand(server.url, pool, 'SEQUENCE_ALTERED', 100)
+        await goOnByCommand(server.url, pool, 'SEQUENCE_ALTERED', 96)
         for (let n = 51; n <= 53; n++) for (const key of ['a', 'b']) await appendSql(pool, key, n)
         const { relay, broker } = await relayInto(pool, { pageSize: 7 })
-        await broker.until(106)
+        await broker.until(102)
         await relay.stop()
-        expect(byKey(broker)).toEqual({ a: upTo(53), b: upTo(53) })
+        expect(byKey(broker)).toEqual({ a: upTo(53, 3), b: upTo(53, 3) })
       },
     )
 
@@ -213,8 +215,9 @@ for (const version of [18, 15] as const) {
         const database = await createTestDatabase({ version })
         const { url, pool } = database
         await copyOutbox(source.pool, pool)
-        // Ids that this cluster has not reached, as in one that is younger than the old one.
-        await pool.query(`update outbox.record set tx = (tx::text::bigint + 1000000000)::text::xid8`)
+        // Ids that this cluster has not reached, as in one that is younger than the old one, and will reach.
+        await pool.query(`update outbox.record
+          set tx = (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 5000)::text::xid8`)
         const open = await openTransaction(url)
         await appendSql(open, 'late', 1)
         const done = await runCommand([
@@ -228,6 +231,7 @@ for (const version of [18, 15] as const) {
         ])
         expect(done).toMatchObject({ code: 0, err: '' })
         expect(done.out).toContain('10 of 30 records are published again')
+        await burnTransactionIds(pool, 8000)
         const { relay, broker } = await relayInto(pool)
         await broker.until(10)
         await open.query('commit')
