@@ -187,6 +187,22 @@ for (const version of [18, 15] as const) {
       expect(captures).toEqual(['polling', 'replication', 'polling', 'replication'])
     })
 
+    test("somebody else's slot of the same name is left alone, and the relay polls", async () => {
+      const other = await createTestDatabase({ version, migrate: false })
+      await other.pool.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [slot])
+      const relay = relayOf()
+      await relay.start()
+      await append(1, 5)
+      await broker.until(5)
+      // It has tried to make its slot by now, or tries later; either way it must not drop this one.
+      await signals.next('capture:look')
+      expect(relay.stats()).toMatchObject({ capture: 'polling', state: 'relaying' })
+      await relay.stop()
+      const { rows } = await other.pool.query('select database from pg_replication_slots where slot_name = $1', [slot])
+      expect(rows).toEqual([{ database: other.name }])
+      await other.close()
+    })
+
     test('a slot that was moved on by hand hides nothing', async () => {
       const one = relayOf()
       await streams(one)

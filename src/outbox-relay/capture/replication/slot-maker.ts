@@ -4,6 +4,7 @@
  * stands still.
  */
 import { type Clock, delay } from '../../../core/clock.ts'
+import { MillraceError } from '../../../core/errors.ts'
 import type { Logger } from '../../../core/logger.ts'
 import type { PgPool, Sql } from '../../../postgres/sql.ts'
 import { ensurePublication, publicationChanged, readFingerprint } from './publication.ts'
@@ -56,7 +57,11 @@ export async function makeSlot(options: SlotMakerOptions, signal: AbortSignal): 
 async function tryToMake(options: SlotMakerOptions, signal: AbortSignal): Promise<MadeSlot> {
   const { clock, pool, schema, slot, sql } = options
   const publication = await ensurePublication(sql, schema)
-  if ((await readSlot(sql, slot)) !== undefined) {
+  const old = await readSlot(sql, slot)
+  if (old !== undefined) {
+    const { rows } = await sql.query('select current_database() as name')
+    const { name } = rows[0] as { name: string }
+    if (old.plugin !== 'pgoutput' || old.database !== name) throw foreignSlot(slot, old.database)
     await freeSlot({ clock, sql, slot, timeoutMs: FREE_TIMEOUT_MS })
     await dropSlot(sql, slot)
   }
@@ -64,4 +69,12 @@ async function tryToMake(options: SlotMakerOptions, signal: AbortSignal): Promis
   const atMs = clock.monotonic()
   if ((await readFingerprint(sql, schema)) !== publication) throw publicationChanged(schema)
   return { place: { lsn: consistentPoint }, publication, atMs }
+}
+
+/** Slots are the whole server's, and somebody else's is not ours to drop. */
+function foreignSlot(slot: string, database: string | undefined): MillraceError {
+  return new MillraceError(
+    'REPLICATION_FAILED',
+    `the replication slot ${slot} serves something else (database ${database ?? 'none'}); give the relay a slot of another name`,
+  )
 }
