@@ -201,7 +201,9 @@ for (const [version, capture] of [
       const lease = await joined(database)
       const owner = ownerOf(lease, 3)
       await owner.begin()
-      const messages = ['bad 0', 'fine', 'bad 4', null].map((key, i) => message(key, i))
+      // Headers that jsonb would refuse, as an event of the WAL alone may have them.
+      const headers = { nul: 'a\0', half: '\ud800' }
+      const messages = ['bad 0', 'fine', 'bad 4', null].map((key, i) => ({ ...message(key, i), headers }))
       expect((await owner.divert(messages)).map(({ key }) => key)).toEqual(['fine', null])
       await lease.release()
       await append('bad 1', 3, 3)
@@ -232,7 +234,7 @@ for (const [version, capture] of [
       await expect(owner.park([{ message: message('x', 1), reason: 'poison', error: '' }])).rejects.toMatchObject({
         code: 'LEASE_LOST',
       })
-      await expect(owner.divert([{ ...message('k', 9), headers: { bad: 'a\0\ud800' } }])).rejects.toMatchObject({
+      await expect(owner.divert([message('k', 9)])).rejects.toMatchObject({
         code: 'LEASE_LOST',
       })
       expect(await parked()).toEqual([1, 2, 3])
@@ -343,9 +345,9 @@ for (const [version, capture] of [
       expect(broker.stored.map((one) => read(one.payload).n)).toEqual([4])
     })
 
-    test.runIf(capture === 'polling')(
-      'two relays park and replay side by side, each its shards; a shard takes what is parked along',
-      async () => {
+    // One that streams relays alone.
+    if (capture === 'polling') {
+      test('two relays park and replay side by side, each its shards; a shard takes what is parked along', async () => {
         broker.refuses = ({ payload }) => read(payload).n === 2
         const keys = Array.from({ length: 40 }, (_, i) => `key ${i}`)
         const [first, second] = [await started(), await started()]
@@ -364,8 +366,8 @@ for (const [version, capture] of [
         await nothingParked()
         for (const key of keys) expect(published(key)).toEqual([1, 2, 3, 4])
         expect(second.stats().failures + third.stats().failures).toBe(0)
-      },
-    )
+      })
+    }
 
     test('the log tells what is parked and released by ids and sizes, never by payload', async () => {
       const lines: [string, object, string][] = []
