@@ -113,9 +113,7 @@ async function withOutbox(
   })
   try {
     await requireDatabase(pool)
-    const schemas = {
-      ...(outboxSchema === undefined ? {} : { outbox: outboxSchema }),
-    }
+    const schemas = outboxSchema === undefined ? {} : { outbox: outboxSchema }
     await requireSchema(pool, resolveSchemas(schemas))
     return await work(pool, schemas)
   } finally {
