@@ -7,6 +7,7 @@ import { Signals } from '../../src/core/signals.ts'
 import { Lease } from '../../src/outbox-relay/lease.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { ALL_SHARDS, shareOf } from '../../src/outbox-relay/shards.ts'
+import type { PgPool } from '../../src/postgres/sql.ts'
 import { SqlWriters } from '../chaos/kill-writers.ts'
 import { passes } from '../chaos/model-random.ts'
 import { trackLifecycle } from '../support/leaks.ts'
@@ -142,21 +143,25 @@ for (const version of [18, 15] as const) {
       const survivor = relayOf({ leaseTtlMs: 60_000 })
       const doomedPool = new pg.Pool({ connectionString: database.url, application_name: 'doomed' })
       doomedPool.on('error', () => {})
-      const doomed = relayOf({ leaseTtlMs: 60_000, postgres: doomedPool })
+      // Once it is cut off it cannot come back.
+      let cutOff = false
+      const postgres: PgPool = {
+        query: (text, params) => doomedPool.query(text, params),
+        connect: () => (cutOff ? Promise.reject(new Error('no route')) : doomedPool.connect()),
+      }
+      const doomed = relayOf({ leaseTtlMs: 60_000, postgres })
       await Promise.all([survivor.start(), doomed.start()])
       await balanced([survivor, doomed])
       const { rows } = await pool.query<{ pid: number }>(
         `select distinct backend_pid as pid from outbox.lease where shard = any($1)`,
         [doomed.stats().shards],
       )
-      // It cannot come back: nobody connects to this database any more but those who already are.
-      const refusing = doomedPool.connect
-      doomedPool.connect = () => Promise.reject(new Error('no route'))
+      cutOff = true
       const begun = performance.now()
       await pool.query('select pg_terminate_backend($1)', [rows[0]?.pid])
       await balanced([survivor])
       expect(performance.now() - begun).toBeLessThan(2000)
-      doomedPool.connect = refusing
+      cutOff = false
       await Promise.all([survivor.stop(), doomed.stop()])
       await doomedPool.end()
     })
