@@ -7,7 +7,7 @@
  *     meta   = { id, topic, key, type, headers }
  */
 import { MillraceError } from './errors.ts'
-import { timeOfId } from './ids.ts'
+import { isUuid, timeOfId } from './ids.ts'
 import type { Headers, OutgoingMessage } from './message.ts'
 
 /** The prefix of the logical messages, before the name of the outbox's schema. */
@@ -85,11 +85,15 @@ function readMeta(bytes: Buffer): Meta {
     throw malformed('a meta part that is no JSON')
   }
   const { id, topic, key, type, headers } = meta ?? {}
-  const texts = typeof id === 'string' && typeof topic === 'string' && typeof type === 'string'
-  if (!texts || (key !== null && typeof key !== 'string') || !areHeaders(headers)) {
-    throw malformed('an event without id, topic, key, type or headers')
-  }
+  const named = typeof id === 'string' && isUuid(id) && isName(topic) && isName(type)
+  const keyed = key === null || (typeof key === 'string' && !key.includes('\0'))
+  if (!named || !keyed || !areHeaders(headers))
+    throw malformed('an event without a usable id, topic, key, type or headers')
   return { id, topic, key, type, headers: Object.assign(Object.create(null) as object, headers) as Headers }
+}
+
+function isName(name: unknown): name is string {
+  return typeof name === 'string' && name !== '' && !name.includes('\0')
 }
 
 function areHeaders(headers: unknown): headers is Headers {

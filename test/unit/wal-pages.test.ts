@@ -6,7 +6,7 @@ import { Snapshot } from '../../src/outbox-relay/capture/polling/snapshot.ts'
 import { MARKER_PREFIX, WalPages, type WalPagesOptions } from '../../src/outbox-relay/capture/replication/wal-pages.ts'
 
 const message = (n: number): OutgoingMessage => ({
-  id: `id-${n}`,
+  id: `0197${'0'.repeat(4)}-0000-7000-8000-${String(n).padStart(12, '0')}`,
   topic: 't',
   key: 'k',
   type: 'x',
@@ -156,8 +156,8 @@ describe('pages of the stream', () => {
     pages.onCommit(210n)
     const page = pages.take()
     expect(page?.messages.map(({ id, headers, seq }) => [id, headers['a'], seq])).toEqual([
-      ['id-2', 'b', '200'],
-      ['id-3', 'b', '200'],
+      [message(2).id, 'b', '200'],
+      [message(3).id, 'b', '200'],
     ])
     expect(page?.reached.place).toEqual({ lsn: 210n })
   })
@@ -171,7 +171,19 @@ describe('pages of the stream', () => {
       if (length === 1) continue // a frame of no events
       pages.onLogicalMessage({ content, lsn: 150n, prefix: `${WAL_EVENT_PREFIX}s`, transactional: true })
     }
-    for (const meta of ['null', '{}', '[]', '{"id":"a","topic":"t","type":"x","key":1,"headers":{}}', '{"id":"a"']) {
+    const { id } = message(1)
+    const usable = { id, topic: 't', type: 'x', key: 'k', headers: {} }
+    const spoilt = [
+      { id: 'a' },
+      { topic: '' },
+      { topic: 'a\0' },
+      { type: 1 },
+      { key: 'a\0' },
+      { key: 1 },
+      { headers: [] },
+    ]
+    const metas = spoilt.map((one) => JSON.stringify({ ...usable, ...one }))
+    for (const meta of ['null', '{}', '[]', `{"id":"${id}"`, ...metas]) {
       const lengths = [Buffer.alloc(4), Buffer.alloc(4)] as const
       lengths[0].writeUInt32BE(meta.length)
       const content = Buffer.concat([Buffer.of(1), lengths[0], Buffer.from(meta), lengths[1]])
