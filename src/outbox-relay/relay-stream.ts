@@ -67,7 +67,9 @@ export async function relayStream(
   const sql = term.sessions.writer.client
   const slot = options.slot ?? slotName(await databaseName(sql), schema)
   while (!signal.aborted) {
+    // What it refuses is said before the relay calls itself at work.
     const checkpoints = await term.log.load()
+    options.onState('relaying', term.lease.epoch, term.lease.shards)
     const judged = await streamStart({ checkpoints, schema, slot, sql })
     const start = judged.start ?? (await catchUp(options, term, { checkpoints, slot, why: judged.hindrance }, signal))
     if (start === undefined) return

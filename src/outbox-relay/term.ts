@@ -124,7 +124,6 @@ async function work(
     }
     return new PollingCapture({ ...options, log: keeping, reader, start })
   }
-  options.onState('relaying', lease.epoch, lease.shards)
   await relayStream(options, { lease, log, poll, sessions }, options.streams, signal)
 }
 

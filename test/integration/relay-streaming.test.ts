@@ -187,6 +187,16 @@ for (const version of [18, 15] as const) {
       expect(captures).toEqual(['polling', 'replication', 'polling', 'replication'])
     })
 
+    test('a checkpoint that another cluster wrote fails the start itself, as it does for a relay that polls', async () => {
+      const one = relayOf()
+      await streams(one)
+      await append(1, 1)
+      await broker.until(1)
+      await one.stop()
+      await database.pool.query('update outbox.checkpoint set written_at = written_at') // another xmin than its writer
+      await expect(relayOf().start()).rejects.toMatchObject({ code: 'CHECKPOINT_UNCERTIFIED' })
+    })
+
     test("somebody else's slot of the same name is left alone, and the relay polls", async () => {
       const other = await createTestDatabase({ version, migrate: false })
       await other.pool.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [slot])

@@ -29,8 +29,9 @@ export interface KafkaOptions {
   /** `true`, or options of `node:tls`; certificates are verified unless they say otherwise. Default: no TLS. */
   readonly ssl?: boolean | ConnectionOptions
   /**
-   * How long a topic may be missing before its messages are poison (parked) instead of retried, milliseconds. Topics are
-   * often made in the minute in which their first message is sent. Default: 60000.
+   * How long a topic may be missing before its messages are poison (parked) instead of retried, milliseconds. The page
+   * that holds them waits meanwhile, and what comes after it. Raise it where topics are made some time after their first
+   * message, and nobody is to replay it. Default: 10000.
    */
   readonly unknownTopicMs?: number
 }
@@ -89,7 +90,7 @@ export function kafkaSettings<O extends KafkaOptions>(
     clientId: options.clientId ?? 'millrace',
     connectTimeoutMs: options.connectTimeoutMs ?? 3000,
     maxMessageBytes: options.maxMessageBytes ?? 1_048_588,
-    unknownTopicMs: options.unknownTopicMs ?? 60_000,
+    unknownTopicMs: options.unknownTopicMs ?? 10_000,
   }
 }
 
