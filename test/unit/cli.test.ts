@@ -227,6 +227,7 @@ describe('the table of commands', () => {
       '--poll-interval-ms',
       '--publish-timeout-ms',
       '--shutdown-timeout-ms',
+      '--slot',
     ])
   })
 
