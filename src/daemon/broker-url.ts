@@ -5,6 +5,8 @@ import { parseAddress } from '../brokers/memory/remote/address.ts'
 export interface BrokerAddress {
   /** The client package, where the URL names one: `kafka+platformatic://…`. */
   readonly client?: 'platformatic'
+  /** What a stored event means, on NATS: `?durability=fsync`. */
+  readonly durability?: 'ack' | 'fsync'
   readonly system: 'kafka' | 'memory' | 'nats'
   /** `host:port`, at least one, for NATS behind the user or token; empty for `memory`, which keeps the URL as a whole. */
   readonly servers: readonly string[]
@@ -22,7 +24,8 @@ const DEFAULT_PORTS = { kafka: 9092, nats: 4222 } as const
  * @throws RangeError whose message completes "expected …".
  */
 export function parseBrokerUrl(url: string): BrokerAddress {
-  const [, written, userinfo = '', hosts] = /^([a-z]+(?:\+[a-z]+)?):\/\/([^\s]*@)?([^\s@]+)$/.exec(url) ?? []
+  const [, written, userinfo = '', hosts, query] =
+    /^([a-z]+(?:\+[a-z]+)?):\/\/([^\s]*@)?([^\s@?]+)(?:\?([^\s@?]*))?$/.exec(url) ?? []
   if (hosts === undefined) throw new RangeError(EXPECTED)
   const scheme = written === 'kafka+platformatic' ? 'kafka' : written
   if (scheme === 'memory') {
@@ -33,18 +36,20 @@ export function parseBrokerUrl(url: string): BrokerAddress {
   if (scheme === 'kafka' && userinfo !== '') {
     throw new RangeError('kafka://host:port without a user; for SASL make the relay in a program of your own')
   }
+  const durability = durabilityOf(scheme, query)
   const servers = hosts.replace(/\/$/, '').split(',')
   const address = {
     servers: servers.map((server) => userinfo + withPort(scheme, server)),
     system: scheme,
     url,
+    ...(durability === undefined ? {} : { durability }),
   } as const
   return written === scheme ? address : { ...address, client: 'platformatic' }
 }
 
 /** Makes the adapter that the URL asks for; only this one is loaded. It connects to nothing yet. */
 export async function createBrokerFromUrl(url: string): Promise<Broker> {
-  const { client, system, servers } = parseBrokerUrl(url)
+  const { client, durability, system, servers } = parseBrokerUrl(url)
   switch (system) {
     case 'kafka': {
       if (client === 'platformatic') {
@@ -56,13 +61,21 @@ export async function createBrokerFromUrl(url: string): Promise<Broker> {
     }
     case 'nats': {
       const { nats } = await import('../brokers/nats/index.ts')
-      return nats({ servers: servers.map((server) => `nats://${server}`) })
+      const natsServers = servers.map((server) => `nats://${server}`)
+      return nats(durability === undefined ? { servers: natsServers } : { durability, servers: natsServers })
     }
     case 'memory': {
       const { memory } = await import('../brokers/memory/index.ts')
       return memory({ url })
     }
   }
+}
+
+function durabilityOf(scheme: 'kafka' | 'nats', query: string | undefined): 'ack' | 'fsync' | undefined {
+  if (query === undefined) return undefined
+  if (scheme === 'nats' && query === 'durability=fsync') return 'fsync'
+  if (scheme === 'nats' && query === 'durability=ack') return 'ack'
+  throw new RangeError('no parameters but ?durability=fsync, or ack, of nats://')
 }
 
 function isMemoryAddress(url: string): boolean {

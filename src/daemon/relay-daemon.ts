@@ -35,6 +35,7 @@ export interface RelayDaemonOptions {
   readonly password?: string | undefined
   readonly pollIntervalMs?: number | undefined
   readonly publishTimeoutMs?: number | undefined
+  readonly retentionMs?: number | undefined
   readonly shutdownTimeoutMs?: number | undefined
   readonly slot?: string | undefined
 }
@@ -132,13 +133,14 @@ function overdue(what: string, timeoutMs: number): MillraceError {
 }
 
 function relayOptions(options: RelayDaemonOptions, postgres: Pool, broker: Broker, logger: Logger): RelayOptions {
-  const { capture, leaseTtlMs, outboxSchema, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs, slot } = options
+  const { capture, leaseTtlMs, outboxSchema, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs } = options
+  const { retentionMs, slot } = options
   return {
     broker,
     logger,
     postgres,
     ...(outboxSchema === undefined ? {} : { schemas: { outbox: outboxSchema } }),
-    ...given({ capture, leaseTtlMs, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs, slot }),
+    ...given({ capture, leaseTtlMs, pageBytes, pageSize, pollIntervalMs, publishTimeoutMs, retentionMs, slot }),
   }
 }
 

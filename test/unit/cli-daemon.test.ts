@@ -29,6 +29,12 @@ describe('broker URLs', () => {
     expect(parseBrokerUrl(url)).toEqual({ client: 'platformatic', servers, system: 'kafka', url })
   })
 
+  test('NATS: what a stored event means is in the query', () => {
+    const url = 'nats://t@n1,n2?durability=fsync'
+    const servers = ['t@n1:4222', 't@n2:4222']
+    expect(parseBrokerUrl(url)).toEqual({ durability: 'fsync', servers, system: 'nats', url })
+  })
+
   test.each([
     'kafka',
     'kafka+',
@@ -45,6 +51,9 @@ describe('broker URLs', () => {
     'http://k1:9092',
     'kafka://u:p@k1:9092',
     'nats://u:p@',
+    'nats://h?durability=always',
+    'nats://h?',
+    'kafka://h?durability=fsync',
     'memory:',
     'memory://somewhere:4000',
     'memory://',

@@ -226,6 +226,7 @@ describe('the table of commands', () => {
       '--page-size',
       '--poll-interval-ms',
       '--publish-timeout-ms',
+      '--retention-ms',
       '--shutdown-timeout-ms',
       '--slot',
     ])
