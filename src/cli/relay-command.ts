@@ -24,7 +24,7 @@ again by the next instance.`,
       parse: (text) => parseBrokerUrl(text).url,
       required: true,
       summary:
-        'Where to: kafka://host:port,host:port (kafka+platformatic:// through that client), nats://host:port or memory://127.0.0.1:port.',
+        'Where to: kafka://host:port,host:port (kafka+platformatic:// through that client), nats://host:port[?durability=fsync] or memory://127.0.0.1:port.',
       value: '<url>',
     }),
     capture: choiceFlag({
