@@ -112,8 +112,12 @@ for (const version of [18, 15] as const) {
       const writers = await writing(version)
       const relays = [relayOf()]
       await relays[0]?.start()
+      // A steady trickle, so that shards move in the middle of it.
+      let over = false
+      const trickle = (async () => {
+        for (; !over; await passes(5)) writers.allow(10)
+      })()
       for (const change of [1, 1, 1, 1, -1, -1, -1]) {
-        writers.allow(700)
         if (change > 0) {
           const relay = relayOf()
           relays.push(relay)
@@ -121,6 +125,8 @@ for (const version of [18, 15] as const) {
         } else await relays.shift()?.stop()
         await balanced(relays)
       }
+      over = true
+      await trickle
       await writers.finish()
       const repeated = await judged()
       for (const relay of relays) await relay.stop()
