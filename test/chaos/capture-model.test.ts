@@ -64,7 +64,7 @@ for (const version of [18, 15] as const) {
         const { cut, stolen, stopped } = relays.happened
         expect(Math.min(cut, stolen, stopped), `seed ${seed}: cuts, thefts and stops`).toBeGreaterThan(0)
       },
-      60_000,
+      120_000,
     )
 
     /** A key that nothing else uses in each shard. */

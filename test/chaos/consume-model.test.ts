@@ -40,7 +40,7 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
 
       test(
         `every message takes effect once, and those of a key in order: seed ${seed}`,
-        { timeout: 60_000 },
+        { timeout: 120_000 },
         async () => {
           const database = await createTestDatabase()
           onTestFinished(() => database.close())

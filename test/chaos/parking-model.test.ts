@@ -57,7 +57,7 @@ for (const version of [18, 15] as const) {
         expect(model.problems).toEqual([])
         for (const [what, times] of Object.entries(model.happened)) expect(times, what).toBeGreaterThan(0)
       },
-      60_000,
+      120_000,
     )
   })
 }

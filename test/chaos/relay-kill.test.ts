@@ -78,7 +78,7 @@ for (const { name, reader } of brokers) {
       expectTails(topic.found)
       expect(restarts).toBeLessThanOrEqual(KILLS)
       expect(repeats).toBeLessThanOrEqual(KILLS * PAGE_SIZE)
-    }, 120_000)
+    })
 
     test('stood still past its lease it is replaced, and awake again it writes no checkpoint and inverts no key', async () => {
       const { database, random, topic, writers } = await stage(reader)
@@ -107,6 +107,6 @@ for (const { name, reader } of brokers) {
       const { events } = await judge(database.pool, topic.found)
       expect(events).toBeGreaterThanOrEqual(TAKEOVERS * 1500)
       expect(await wentBack(database.pool)).toEqual([])
-    }, 120_000)
+    })
   })
 }

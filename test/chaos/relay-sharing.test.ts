@@ -86,7 +86,7 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
       expect(events).toBeGreaterThanOrEqual(9000)
       // What the killed one had published and not written: a page of each of its groups.
       expect(repeats).toBeLessThanOrEqual(3 * PAGE_SIZE)
-    }, 120_000)
+    })
   }
 
   test('the shards of one that is killed are relayed by the others within two seconds', async () => {
@@ -104,7 +104,7 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
     await expect.poll(async () => missing(database.pool, topic.found), { timeout: 20_000 }).toBe(0)
     await ended(first, second)
     await judge(database.pool, topic.found)
-  }, 60_000)
+  })
 
   test('one of three stands still past its lease; awake again it moves no checkpoint, and repeats a page at most', async () => {
     const { daemon, database, random, topic, writers } = await stage()
@@ -136,5 +136,5 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
     await ended(first, second, still)
     await topic.caughtUp()
     await judge(database.pool, topic.found)
-  }, 120_000)
+  })
 })

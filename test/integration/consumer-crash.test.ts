@@ -41,7 +41,7 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
   describeWith(kind === 'memory' ? 'postgres18' : ['postgres18', kind], `a consumer that is killed, on ${kind}`, () => {
     test(
       'kill -9 between effect and commit, then another consumer: every effect once, in order per key',
-      { timeout: 90_000 },
+      { timeout: 120_000 },
       async () => {
         const database = await createTestDatabase()
         onTestFinished(() => database.close())
@@ -109,7 +109,7 @@ describeWith('private postgres18', 'a consumer whose Postgres is restarted', () 
   for (const mode of ['fast', 'immediate'] as const) {
     test(
       `${mode} restarts in mid-stream lose nothing, double nothing and burn no attempt`,
-      { timeout: 90_000 },
+      { timeout: 120_000 },
       async () => {
         const server = await startPostgres()
         onTestFinished(() => server.dispose())

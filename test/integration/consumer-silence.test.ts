@@ -9,7 +9,7 @@ import { silentProxy } from '../support/silent-proxy.ts'
 import { EFFECT_TABLE, effects, writeEffect } from './consumer-effect.ts'
 
 describeWith('postgres18', 'a consumer whose connections fall silent', () => {
-  test('gives them up, says so, and applies what comes over new ones', { timeout: 90_000 }, async () => {
+  test('gives them up, says so, and applies what comes over new ones', async () => {
     const database = await createTestDatabase()
     await database.pool.query(EFFECT_TABLE)
     const proxy = await silentProxy(new URL(database.url))

@@ -78,14 +78,14 @@ export function brokerDeathCases(name: string, adapter: KafkaAdapter): void {
     let kafka: Awaited<ReturnType<typeof startKafka>>
     beforeAll(async () => {
       kafka = await startKafka()
-    }, 120_000)
+    })
     afterAll(async () => {
       await kafka.dispose()
     })
 
     test(
       'loses nothing that was acknowledged, keeps the order of keys, and is back within seconds',
-      { timeout: 90_000 },
+      { timeout: 120_000 },
       async () => {
         const broker = adapter({ brokers: kafka.address })
         const topic = `topic-${randomUUID()}`
@@ -131,7 +131,7 @@ export function brokerDeathCases(name: string, adapter: KafkaAdapter): void {
 
     test(
       'one that hangs leaves the outcome unknown in time; the half that was stored does no harm',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const broker = adapter({ brokers: kafka.address })
         const topic = `topic-${randomUUID()}`
@@ -172,7 +172,7 @@ export function brokerDeathCases(name: string, adapter: KafkaAdapter): void {
 
     test(
       'a member rides it out: every message is handed over, in the order of its key',
-      { timeout: 90_000 },
+      { timeout: 120_000 },
       async () => {
         const broker = adapter({ brokers: kafka.address })
         const topic = `topic-${randomUUID()}`

@@ -31,7 +31,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
       })
       admin = new Kafka({ brokers: [proxy.address], logLevel: logLevel.NOTHING }).admin()
       await admin.connect()
-    }, 120_000)
+    })
     afterAll(async () => {
       await admin.disconnect()
       await proxy.close()
@@ -73,7 +73,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
       return kafkaMessage(topic, key, Buffer.alloc(bytes))
     }
 
-    test('a page is cut by the limit of its topic, without a refusal', { timeout: 60_000 }, async () => {
+    test('a page is cut by the limit of its topic, without a refusal', async () => {
       const topic = await topicWith({ [LIMIT]: '50000' })
       const { end, publisher } = await make()
       const page = kafkaPage(topic, 100, 20, 1000)
@@ -87,7 +87,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
       await end()
     })
 
-    test('a page is cut by the limit of the broker where the topic has none', { timeout: 60_000 }, async () => {
+    test('a page is cut by the limit of the broker where the topic has none', async () => {
       const topic = await topicWith({})
       const { end, publisher } = await make()
       const page = kafkaPage(topic, 60, 20, 10_000)
@@ -99,7 +99,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
 
     test(
       'a message of exactly the limit is stored, and one of a byte more is poison without being sent',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const topic = await topicWith({ [LIMIT]: '20000' })
         const { end, publisher } = await make()
@@ -125,7 +125,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
       },
     )
 
-    test('a topic whose limit is raised takes the message that was too large', { timeout: 60_000 }, async () => {
+    test('a topic whose limit is raised takes the message that was too large', async () => {
       const topic = await topicWith({ [LIMIT]: '20000' })
       const { end, publisher } = await make()
       const large = kafkaMessage(topic, 'k', Buffer.alloc(100_000))
@@ -137,7 +137,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
 
     test(
       'a topic whose limit is lowered refuses one page, and has the next cut to fit',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const topic = await topicWith({})
         const { end, publisher } = await make()
@@ -158,7 +158,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
       },
     )
 
-    test('a missing topic holds up nobody once it is known to be missing', { timeout: 60_000 }, async () => {
+    test('a missing topic holds up nobody once it is known to be missing', async () => {
       const topic = await topicWith({}, 4)
       const none = `none-${randomUUID()}`
       const { end, publisher } = await make({ unknownTopicMs: 4000 })
@@ -196,7 +196,7 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
       await end()
     })
 
-    test('a topic that the broker makes when it is asked for is written to at once', { timeout: 90_000 }, async () => {
+    test('a topic that the broker makes when it is asked for is written to at once', async () => {
       const own = await startKafka({ properties: { 'auto.create.topics.enable': 'true' } })
       const release = track('Kafka', () => own.dispose())
       const broker = adapter({ brokers: own.address })

@@ -90,7 +90,7 @@ describeWith('nats', 'chains of one key on JetStream', () => {
     const ours = (await stage.stored()).filter(({ key }) => /^\d-/.test(key))
     expect(ours).toHaveLength(30_000)
     expectInOrder(ours, 2000)
-  }, 60_000)
+  })
 
   test('e1 is unknown and e2 waits: a chain that is cut off is sent again, and the order on the stream holds', async () => {
     const stage = new NatsStage(services().nats as string)
@@ -114,7 +114,7 @@ describeWith('nats', 'chains of one key on JetStream', () => {
     const ours = (await stage.stored()).filter(({ key }) => key.length === 1)
     expect(ours).toHaveLength(3000)
     expectInOrder(ours, 1000)
-  }, 60_000)
+  })
 })
 
 /** The publishers learn of the stream in the background: publishes until what is stored names the one before it. */

@@ -115,7 +115,7 @@ describeWith('nats', 'reading from JetStream', () => {
     await member.until('every message', () => new Set(member.received.map(({ id }) => id)).size === 20_000)
     expectInOrder(firstSightings(member), 1000)
     expect(member.lost.length).toBeGreaterThanOrEqual(2)
-  }, 60_000)
+  })
 
   test('while paused, no more is taken from the server than the bound, and the topic stays with the paused member', async () => {
     const stage = onServer()

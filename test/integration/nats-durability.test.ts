@@ -47,7 +47,7 @@ describeWith('nats', "durability 'fsync'", () => {
     const stored = await stage.stored()
     expect(stored).toHaveLength(100_000)
     expectInOrder(stored, 10_000)
-  }, 60_000)
+  })
 
   test('a stream without atomic batches, or in memory, is refused with the fix; mended, it is published to', async () => {
     const stage = new NatsStage(services().nats as string)
@@ -166,7 +166,7 @@ describeWith('private nats', "durability 'fsync' on a server that fails", () => 
     expect(attempts).toBeGreaterThan(60)
     expect(stored).toHaveLength(30_000)
     expectInOrder(stored, 3000)
-  }, 120_000)
+  })
 
   test('a server that stands still for longer than the deadline: what was sent meanwhile is there once, in order', async () => {
     const server = await startNats(ALWAYS)
@@ -188,7 +188,7 @@ describeWith('private nats', "durability 'fsync' on a server that fails", () => 
     const stored = await stage.stored()
     expect(stored).toHaveLength(2000)
     expectInOrder(stored, 200)
-  }, 60_000)
+  })
 
   test('a server too old for atomic batches is named at start', async () => {
     const info = { headers: true, jetstream: true, max_payload: 1 << 20, proto: 1, server_id: 'X', version: '2.11.9' }

@@ -143,7 +143,7 @@ describe('with the driver installed', () => {
     } finally {
       await database.close()
     }
-  }, 120_000)
+  })
 })
 
 async function install(into: string, ...more: readonly string[]): Promise<string> {

@@ -74,7 +74,7 @@ for (const version of [18, 15] as const) {
       },
     )
 
-    test('on a standby that is promoted: it goes on where the primary was', { timeout: 120_000 }, async () => {
+    test('on a standby that is promoted: it goes on where the primary was', async () => {
       const { server: primary, pool } = await outboxServer(version)
       const standby = disposed('a standby', await startStandby(primary))
       await append(pool, 1, 20)
@@ -114,7 +114,7 @@ for (const version of [18, 15] as const) {
       },
     )
 
-    test('in a restore to a point in time: nothing committed after it is skipped', { timeout: 120_000 }, async () => {
+    test('in a restore to a point in time: nothing committed after it is skipped', async () => {
       const { server, pool } = await outboxServer(version)
       const backup = disposed('a backup', await backUp(server))
       await append(pool, 1, 20)
@@ -134,7 +134,7 @@ for (const version of [18, 15] as const) {
   })
 
   describeWith(`postgres${version}`, `maintenance of PostgreSQL ${version}`, () => {
-    test('freezing, VACUUM FULL and CLUSTER keep the certificate', { timeout: 60_000 }, async () => {
+    test('freezing, VACUUM FULL and CLUSTER keep the certificate', async () => {
       const database = await createTestDatabase({ version })
       const { pool } = database
       await append(pool, 1, 5)
@@ -157,7 +157,7 @@ for (const version of [18, 15] as const) {
 
     test(
       'an ALTER TABLE that writes the log anew is refused, and says which command goes on',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const database = await createTestDatabase({ version })
         const { pool } = database

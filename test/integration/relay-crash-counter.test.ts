@@ -67,7 +67,7 @@ for (const version of [18, 15] as const) {
       await until(async () => (await parking.count({ all: true })).records === 0)
       expect(await sent('k')).toEqual([1, 2, 3, 5, 6])
       await next.stop()
-    }, 120_000)
+    })
 
     test('relays that are killed while they are idle, or between two pages, condemn nobody', async () => {
       await database.pool.query('create table public.sent (n bigserial, key text, payload bytea)')
@@ -80,7 +80,7 @@ for (const version of [18, 15] as const) {
       }
       const { rows } = await database.pool.query('select max(starts) as most from outbox.crash_start')
       expect(rows[0].most).toBeLessThanOrEqual(2)
-    }, 120_000)
+    })
 
     test('a careful relay publishes one by one, keeps no note, and ends its care', async () => {
       const broker = recordingBroker()
@@ -160,7 +160,7 @@ for (const version of [18, 15] as const) {
       await next.parked(message.id)
       expect(await suspects()).toBe(0)
       await lease.release()
-    }, 20_000)
+    })
 
     test('a relay that was replaced notes nothing', async () => {
       const lease = await joined()

@@ -83,7 +83,7 @@ function scenes(stageOf: () => Promise<Stage>): void {
     await until(async () => (await ofKey(topic, 'bad')).length === 7)
     expect(await ofKey(topic, 'bad')).toEqual(bad)
     expect(await ofKey(topic, 'good')).toEqual(good)
-  }, 90_000)
+  })
 
   test('a topic that is not there: its keys are parked, the others go on, and one replay brings all of them', async () => {
     const [missing, there] = [`missing-${randomUUID()}`, `there-${randomUUID()}`]
@@ -103,7 +103,7 @@ function scenes(stageOf: () => Promise<Stage>): void {
       return (await parking.count({ all: true })).records === 0
     }, 500)
     for (const [key, expected] of ids) expect(await ofKey(missing, key)).toEqual(expected)
-  }, 90_000)
+  })
 }
 
 for (const [name, make] of [

@@ -132,7 +132,7 @@ for (const version of [18, 15] as const) {
 
     test(
       'a row whose new xmin happens to be the old id is refused too: the cluster is another',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const { pool: source } = await outboxServer(version)
         await fill(source, 5, 0)
@@ -151,7 +151,7 @@ for (const version of [18, 15] as const) {
   })
 
   describeWith(`postgres${version}`, `re-anchoring on PostgreSQL ${version}`, () => {
-    test('is refused while a relay holds shards, by name, and changes nothing', { timeout: 60_000 }, async () => {
+    test('is refused while a relay holds shards, by name, and changes nothing', async () => {
       const database = await createTestDatabase({ version })
       const { pool, url } = database
       await fill(pool, 5, 0)
@@ -204,7 +204,7 @@ for (const version of [18, 15] as const) {
 
     test(
       'from a time on: only what is newer is published again, and whatever commits later',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const source = await createTestDatabase({ version })
         await fill(source.pool, 10, 0)
@@ -281,7 +281,7 @@ for (const version of [18, 15] as const) {
 
     test(
       'a sequence that was set back below what is there is refused at the start as well',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const database = await createTestDatabase({ version })
         const { pool, url } = database

@@ -35,11 +35,11 @@ async function expectToGoOn(by: (old: PostgresServer) => Promise<PostgresServer>
 }
 
 describeWith(['private postgres15', 'private postgres18'], 'an upgrade of the cluster', () => {
-  test('15 to 18, pg_upgrade imitated by its files: the relay goes on where it was', { timeout: 120_000 }, async () => {
+  test('15 to 18, pg_upgrade imitated by its files: the relay goes on where it was', async () => {
     await expectToGoOn((old) => imitateUpgrade(old, 18))
   })
 
-  test('the other identifier alone, without an upgrade, is refused', { timeout: 120_000 }, async () => {
+  test('the other identifier alone, without an upgrade, is refused', async () => {
     const { pool } = await outboxServer(15)
     const { relay, broker } = await relayInto(pool)
     await appendSql(pool, 'a', 1)
@@ -58,7 +58,7 @@ describeWith(['private postgres15', 'private postgres18'], 'an upgrade of the cl
   // Registered where the program is, and said where it is not: the imitation above stands for it everywhere.
   if (bin === undefined) console.log('pg_upgrade of PostgreSQL 15 is not installed: only its imitation is tested')
   else {
-    test('pg_upgrade itself, 15 to 15: the relay goes on where it was', { timeout: 120_000 }, async () => {
+    test('pg_upgrade itself, 15 to 15: the relay goes on where it was', async () => {
       await expectToGoOn(async (old) => {
         await old.stop('fast')
         return upgrade(old, bin, 15)

@@ -24,7 +24,7 @@ describeWith('kafka', 'Kafka of the run', () => {
 })
 
 describeWith('private kafka', 'a private Kafka', () => {
-  test('keeps its topics and its port over a restart and a SIGKILL', { timeout: 60_000 }, async () => {
+  test('keeps its topics and its port over a restart and a SIGKILL', async () => {
     const server = await startKafka({ properties: { 'num.partitions': '5' } })
     onTestFinished(() => server.dispose())
     const { pid, port } = server

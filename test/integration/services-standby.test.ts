@@ -40,7 +40,7 @@ async function ask(url: string, text: string): Promise<unknown> {
 
 for (const version of [15, 18] as const) {
   describeWith(`private postgres${version}`, `a standby of a private PostgreSQL ${version}`, () => {
-    test('follows its primary over restarts, refuses writes, and takes its place', { timeout: 120_000 }, async () => {
+    test('follows its primary over restarts, refuses writes, and takes its place', async () => {
       const primary = await started(version)
       await ask(primary.url, 'create table kept (n int)')
       const standby = await standbyOf(primary)
@@ -73,7 +73,7 @@ for (const version of [15, 18] as const) {
       expect(await ask(next.url, 'select count(*)::int from kept')).toBe(5)
     })
 
-    test('is awaited by every commit when it is synchronous', { timeout: 120_000 }, async () => {
+    test('is awaited by every commit when it is synchronous', async () => {
       const primary = await started(version)
       await ask(primary.url, 'create table kept (n int)')
       const standby = await standbyOf(primary, { synchronous: true })
@@ -97,7 +97,7 @@ for (const version of [15, 18] as const) {
       await ask(primary.url, 'insert into kept values (3)')
     })
 
-    test('a restore brings back the state of a point in time, and only that', { timeout: 120_000 }, async () => {
+    test('a restore brings back the state of a point in time, and only that', async () => {
       const server = await started(version)
       await ask(server.url, 'create table kept (n int)')
       const backup = disposed('a backup', await backUp(server))
@@ -126,7 +126,7 @@ for (const version of [15, 18] as const) {
 }
 
 describeWith('private postgres18', 'the failover slots of a standby of PostgreSQL 18', () => {
-  test('are there after the promotion, and go on where they were', { timeout: 120_000 }, async () => {
+  test('are there after the promotion, and go on where they were', async () => {
     const primary = await started(18)
     const standby = await standbyOf(primary)
     await ask(primary.url, "select pg_create_logical_replication_slot('relay', 'test_decoding', failover => true)")

@@ -9,7 +9,7 @@ import { poll, Recorded, slotAt, stageOn } from '../support/wal-stage.ts'
 
 for (const version of [15, 18] as const)
   describeWith(`private postgres${version}`, `a private PostgreSQL ${version}`, () => {
-    test('stops fast once a lagging stream is closed', { timeout: 120_000 }, async () => {
+    test('stops fast once a lagging stream is closed', async () => {
       const server = await startPostgres({ version })
       const release = track('server', () => server.dispose())
       onTestFinished(async () => {
@@ -46,7 +46,7 @@ for (const version of [15, 18] as const)
       expect(isMillraceError(await stream.ended)).toBe(false)
     })
 
-    test('a server that dies ends the stream', { timeout: 120_000 }, async () => {
+    test('a server that dies ends the stream', async () => {
       const server = await startPostgres({ version })
       const release = track('server', () => server.dispose())
       onTestFinished(async () => {

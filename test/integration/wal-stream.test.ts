@@ -21,7 +21,7 @@ const INSERT = `insert into outbox.record (shard, id, topic, key, type, payload,
 
 for (const version of VERSIONS)
   describeWith(`postgres${version}`, `the replication stream of PostgreSQL ${version}`, () => {
-    test('hands over each record as polling reads it', { timeout: 60_000 }, async () => {
+    test('hands over each record as polling reads it', async () => {
       const stage = await walStage(version)
       await stage.pool.query(`select outbox.append('t', null, 'no key', '')`)
       await stage.pool.query(`select outbox.append('t', 'ключ 🗝', 'unicode', '\\x00ff', '{"e": "ü", "n": "1"}')`)
@@ -41,7 +41,7 @@ for (const version of VERSIONS)
       expect(Object.getPrototypeOf(seen.messages[2]?.headers)).toBe(Object.prototype)
     })
 
-    test('follows the commits, and shows nothing that was rolled back', { timeout: 60_000 }, async () => {
+    test('follows the commits, and shows nothing that was rolled back', async () => {
       const stage = await walStage(version)
       const seen = new Recorded()
       const stream = await stage.open(seen)
@@ -63,7 +63,7 @@ for (const version of VERSIONS)
       expect(seen.order).toEqual(expected)
     })
 
-    test('hands over logical messages, of a transaction in it and others at once', { timeout: 60_000 }, async () => {
+    test('hands over logical messages, of a transaction in it and others at once', async () => {
       const stage = await walStage(version)
       const seen = new Recorded()
       const stream = await stage.open(seen)
@@ -126,7 +126,7 @@ for (const version of VERSIONS)
       },
     )
 
-    test('a paused stream outlives wal_sender_timeout and claims nothing', { timeout: 60_000 }, async () => {
+    test('a paused stream outlives wal_sender_timeout and claims nothing', async () => {
       const stage = await walStage(version)
       await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''2s''',
         current_database()); end $$`)
@@ -149,7 +149,7 @@ for (const version of VERSIONS)
 
     test(
       'an acknowledge moves the slot, no further than was received, and never back',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const stage = await walStage(version)
         const seen = new Recorded()
@@ -179,7 +179,7 @@ for (const version of VERSIONS)
 
     test(
       'what is not acknowledged comes again; the last acknowledge before close counts',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const stage = await walStage(version)
         for (const name of ['one', 'two', 'three']) await stage.append(name)
@@ -206,7 +206,7 @@ for (const version of VERSIONS)
       },
     )
 
-    test('an idle slot follows the keep-alives, past what others write', { timeout: 60_000 }, async () => {
+    test('an idle slot follows the keep-alives, past what others write', async () => {
       const stage = await walStage(version)
       await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''2s''',
         current_database()); end $$`)
@@ -224,7 +224,7 @@ for (const version of VERSIONS)
 
     test.each(['dropped', 'made anew'])(
       'a publication that is %s ends the stream before any later record',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async (fate) => {
         const stage = await walStage(version)
         const seen = new Recorded()
@@ -248,7 +248,7 @@ for (const version of VERSIONS)
 
     test(
       'a publication that never was ends the stream, whatever the role says of notices',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const stage = await walStage(version)
         await stage.pool.query(`do $$ begin execute format('alter database %I set client_min_messages = error',
@@ -264,7 +264,7 @@ for (const version of VERSIONS)
 
     test(
       'a publication of partitions, or of another table, is refused at its first row',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const stage = await walStage(version)
         await stage.pool.query('alter publication millrace set (publish_via_partition_root = false)')
@@ -284,7 +284,7 @@ for (const version of VERSIONS)
       },
     )
 
-    test('columns that are added while it streams are passed over', { timeout: 60_000 }, async () => {
+    test('columns that are added while it streams are passed over', async () => {
       const stage = await walStage(version)
       const seen = new Recorded()
       const stream = await stage.open(seen)
@@ -296,7 +296,7 @@ for (const version of VERSIONS)
       expect(seen.messages).toEqual(await polled(stage))
     })
 
-    test('hostile names of schema and publication are only names', { timeout: 60_000 }, async () => {
+    test('hostile names of schema and publication are only names', async () => {
       const database = await createTestDatabase({ migrate: false, version })
       onTestFinished(() => database.close())
       const schema = `o"ut'b\\x,(); --`
@@ -314,7 +314,7 @@ for (const version of VERSIONS)
       await expect(stage.open(seen, { publication: 'a\0b' })).rejects.toThrow(RangeError)
     })
 
-    test('a walsender that is ended is a lost connection, at once', { timeout: 60_000 }, async () => {
+    test('a walsender that is ended is a lost connection, at once', async () => {
       const stage = await walStage(version)
       const stream = await stage.open(new Recorded())
       stream.resume()
@@ -322,7 +322,7 @@ for (const version of VERSIONS)
       expect(await stream.ended).toMatchObject({ code: 'CONNECTION_LOST', details: { sqlstate: '57P01' } })
     })
 
-    test('what the sink throws ends the stream, and nothing comes after it', { timeout: 60_000 }, async () => {
+    test('what the sink throws ends the stream, and nothing comes after it', async () => {
       const stage = await walStage(version)
       for (const name of ['one', 'two']) await stage.append(name)
       const failure = new Error('full')
@@ -340,7 +340,7 @@ for (const version of VERSIONS)
 
     test(
       'a slot that is missing, held, of another database or no slot at all is told apart',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const stage = await walStage(version)
         const trouble = async (slot: string): Promise<unknown> =>
@@ -370,7 +370,7 @@ for (const version of VERSIONS)
 
     test(
       'the making of a slot that waits for a transaction can be given up, and leaves none',
-      { timeout: 60_000 },
+      { timeout: 120_000 },
       async () => {
         const stage = await walStage(version)
         const writer = await transaction(stage)
@@ -387,7 +387,7 @@ for (const version of VERSIONS)
       },
     )
 
-    test('silence ends the stream, and close does not wait for a silent server', { timeout: 60_000 }, async () => {
+    test('silence ends the stream, and close does not wait for a silent server', async () => {
       const stage = await walStage(version)
       const proxy = await silentProxy(new URL(stage.url))
       onTestFinished(() => proxy.close())

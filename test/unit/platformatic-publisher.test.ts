@@ -218,5 +218,5 @@ describe('the platformatic publisher', () => {
       }
       await publisher.close()
     }
-  }, 60_000)
+  })
 })
