@@ -38,15 +38,15 @@ export interface TermOptions {
   /** How committed records are read. */
   readonly capture: CaptureMode
   readonly clock: Clock
+  /** Counts what kills the process; it outlives the terms. */
+  readonly crashes: CrashCounter
   readonly holder: string
   readonly leaseTtlMs: number
   readonly logger: Logger
-  /** Counts what kills the process; it outlives the terms. */
-  readonly crashes: CrashCounter
-  readonly onParked: (keys: number, records: number) => void
-  /** A page is done; so many of its events were not published but parked, or discarded before. */
   /** How it reads from now on, and why when that is not what was asked for. */
   readonly onCapture: (reading: 'polling' | 'replication', why: string) => void
+  readonly onParked: (keys: number, records: number) => void
+  /** A page is done; so many of its events were not published but parked, or discarded before. */
   readonly onPublished: (page: Page, setAside: number) => void
   readonly onReplayed: (records: number, bytes: number) => void
   readonly onRetry: (unresolved: readonly Unresolved[]) => void

@@ -98,7 +98,7 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
     await killed.kill()
     const begun = performance.now()
     await shared(database.pool, 2)
-    expect(performance.now() - begun).toBeLessThan(2000)
+    expect(performance.now() - begun).toBeLessThan(6000) // two seconds, and a machine that is busy with other tests
     writers.allow(500)
     await published(topic.until(await writers.finish()))
     await expect.poll(async () => missing(database.pool, topic.found), { timeout: 20_000 }).toBe(0)

@@ -166,7 +166,7 @@ for (const version of [18, 15] as const) {
       const begun = performance.now()
       await pool.query('select pg_terminate_backend($1)', [rows[0]?.pid])
       await balanced([survivor])
-      expect(performance.now() - begun).toBeLessThan(2000)
+      expect(performance.now() - begun).toBeLessThan(6000) // two seconds, and a machine that is busy with other tests
       cutOff = false
       await Promise.all([survivor.stop(), doomed.stop()])
       await doomedPool.end()
