@@ -93,10 +93,10 @@ describeWith('private postgres18', 'millrace demo', () => {
     async () => {
       const { environment, folder } = await privateFolder()
       // Long enough to be under way on a busy machine, and far too short for so many.
-      const args = ['demo', '--orders', '2000000', '--timeout-ms', '15000']
+      const args = ['demo', '--orders', '500000', '--timeout-ms', '20000']
       const { code, out } = await new CliProcess(args, environment).ended
       expect(code).toBe(1)
-      expect(out).toContain('FAILED: it did not come to its end within 15 s. Raise --timeout-ms')
+      expect(out).toContain('FAILED: it did not come to its end within 20 s. Raise --timeout-ms')
       expect(out).toMatch(/\nNOT COMPLETE: committed \d+, effects \d+, lost 0, double 0, out of order 0, .*\n$/)
       expect(await readdir(folder)).toEqual([])
     },
