@@ -89,9 +89,11 @@ describeWith('postgres18', 'a consumer whose partitions or life end', () => {
 
   test('lost during COMMIT: the effect counts as what it is, and its position is still not committed', async () => {
     const { broker, consumer, database, finished, signals } = await stage()
-    // COMMIT takes a while, on the server, where nothing can call it back.
+    // COMMIT takes until we let it end, on the server, where nothing can call it back.
+    const holding = await database.pool.connect()
+    await holding.query('select pg_advisory_lock(1)')
     await database.pool.query(`create function slow() returns trigger language plpgsql as
-      $$ begin perform pg_sleep(0.3); return null; end $$`)
+      $$ begin perform pg_advisory_xact_lock(1); return null; end $$`)
     await database.pool.query(`create constraint trigger slow after insert on effect deferrable initially deferred
       for each row execute function slow()`)
     const committing = signals.next('consumer.commit')
@@ -106,6 +108,8 @@ describeWith('postgres18', 'a consumer whose partitions or life end', () => {
       })
       .toBe(1)
     broker.lose(0)
+    await holding.query('select pg_advisory_unlock(1)')
+    holding.release()
     await finished(1)
     expect(consumer.stats()).toMatchObject({ handled: 1, retried: 0 })
     expect(await effects(database.pool)).toHaveLength(1)
