@@ -10,7 +10,7 @@ export interface Random {
 }
 
 /** How long the last event may take; then the verdict says what is missing. */
-const LAST_WITHIN_MS = 20_000
+const LAST_WITHIN_MS = 60_000
 
 /** Resolves when the last event was published, or when it is too late for that. */
 export async function published(last: Promise<void>): Promise<void> {

@@ -171,7 +171,7 @@ describeWith('postgres18', 'a handler that fails', () => {
       handle: async (message, { tx }) => {
         if (message.key !== 'slow') return
         await tx.query("set local idle_in_transaction_session_timeout = '20ms'")
-        await new Promise((resolve) => setTimeout(resolve, 150))
+        await new Promise((resolve) => setTimeout(resolve, 600))
         await tx.query('select 1')
       },
       retry: { attempts: 2, maxDelayMs: 1, minDelayMs: 1 },

@@ -58,7 +58,7 @@ for (const version of [18, 15] as const) {
       owner.release(true)
       const begun = performance.now()
       while ((await acquire('contender')) === undefined) await database.pool.query('select pg_sleep(0.01)')
-      expect(performance.now() - begun).toBeLessThan(5000)
+      expect(performance.now() - begun).toBeLessThan(20_000)
     })
 
     test('an owner that was replaced writes no checkpoint, even one that began before (trap 6)', async () => {

@@ -290,7 +290,7 @@ for (const version of [18, 15] as const) {
       sweeping = false
       await Promise.all(writers)
       process.stdout.write(`PostgreSQL ${version}: the longest insert took ${JSON.stringify(waits)} ms\n`)
-      expect(waits.old).toBeLessThan(2000)
+      expect(waits.old).toBeLessThan(10_000)
       await backup.query('commit')
       await backup.end()
       await checkpointHere(pool, ALL)
@@ -459,7 +459,7 @@ for (const version of [18, 15] as const) {
       const begun = performance.now()
       stopping.abort()
       await kept
-      expect(performance.now() - begun).toBeLessThan(5000)
+      expect(performance.now() - begun).toBeLessThan(20_000)
       await holding.query('rollback')
       await holding.end()
     })

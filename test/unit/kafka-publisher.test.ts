@@ -233,7 +233,7 @@ describe('the kafkajs publisher', () => {
     const page = keyed(10)
     const started = performance.now()
     const unresolved = await publisher.publish(page)
-    expect(performance.now() - started).toBeLessThan(1500)
+    expect(performance.now() - started).toBeLessThan(5000)
     expect(unresolved.map((one) => one.outcome)).toEqual(page.map(() => 'unknown'))
     expect(await publisher.publish(page)).toEqual([])
     const batches = fake.batches.length

@@ -75,7 +75,7 @@ describe('the platformatic publisher', () => {
     cluster.faults.request = () => 'hang'
     const started = performance.now()
     const unresolved = await publisher.publish(keyed(10))
-    expect(performance.now() - started).toBeLessThan(3000)
+    expect(performance.now() - started).toBeLessThan(10_000)
     expect(new Set(unresolved.map((one) => one.outcome))).toEqual(new Set(['unknown']))
   })
 
