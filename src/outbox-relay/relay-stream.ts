@@ -8,16 +8,17 @@
  *     the stream does not open, or failed again and again
  *                               → poll for a while, the slot keeps its place → judge again
  *
- * Why nothing is lost on the way back: what the first look after the slot was made does not see commits after the slot's
- * place, so the stream has it; what it sees, polling has published, and the stream leaves it out. A stream that breaks
- * ends the term, and the next one judges anew.
+ * Why nothing is lost on the way back: the look that streaming begins with sees every transaction that had an id when the
+ * slot was there. What it does not see got its id later and commits after the slot's place, so the stream has it; what it
+ * sees, polling has published, and the stream leaves it out. A stream that breaks ends the term, and the next one judges
+ * anew.
  */
 import { delay } from '../core/clock.ts'
 import type { Capture } from './capture/capture.ts'
 import type { Anchor } from './capture/polling/delta.ts'
 import { type MadeSlot, makeSlot } from './capture/replication/slot-maker.ts'
 import { slotName } from './capture/replication/slot-name.ts'
-import { freeSlot } from './capture/replication/slot.ts'
+import { freeSlot, readSlot } from './capture/replication/slot.ts'
 import { streamStart } from './capture/replication/stream-start.ts'
 import { StreamingCapture, type StreamingCheckpoint } from './capture/replication/streaming-capture.ts'
 import type { Checkpoint, CheckpointLog, ShardsCheckpoint } from './checkpoint-log.ts'
@@ -28,8 +29,8 @@ import type { JoinedTermOptions } from './term.ts'
 
 /** A polling capture that can say since when all is published. */
 export interface SettlingCapture extends Capture {
-  /** The point all before which is published for every shard, if it is one that was taken after `atMs`. */
-  settledSince(atMs: number): Anchor | undefined
+  /** The point all before which is published for every shard, if every transaction up to `xid` had ended there. */
+  settledPast(xid: bigint): Anchor | undefined
 }
 
 /** What it works with. */
@@ -96,11 +97,18 @@ async function stream(
 ): Promise<string | undefined> {
   const { clock } = options
   let capture: StreamingCapture
+  // Whoever holds the slot now may be the next owner.
+  lease.assertHeld()
   try {
     await freeSlot({ clock, slot, sql: sessions.writer.client, timeoutMs: FREE_TIMEOUT_MS })
     capture = await StreamingCapture.open({ ...options, log, reader: sessions.reader.client, slot, start })
   } catch (error) {
     return (error as Error).message
+  }
+  const misled = await misleadingStream(sessions.writer.client, slot, { capture, start })
+  if (misled !== undefined) {
+    await capture.end()
+    return misled
   }
   // A server that shuts down ends all other connections first, and waits for this one until it has caught up.
   sessions.writer.onLost(() => void capture.end())
@@ -119,6 +127,22 @@ async function stream(
   }
 }
 
+/** Why the stream that has opened is not the one that was judged, if it is not: nothing of it is published then. */
+async function misleadingStream(
+  sql: RelaySessions['writer']['client'],
+  slot: string,
+  { capture, start }: { readonly capture: StreamingCapture; readonly start: StreamingCheckpoint },
+): Promise<string | undefined> {
+  const state = await readSlot(sql, slot).catch(async (error: unknown) => {
+    await capture.end()
+    throw error
+  })
+  if (state?.activePid !== capture.processId)
+    return 'the replication connection leads to another server than the other connections, or was ended at once'
+  const moved = state.confirmedFlushLsn === undefined || state.confirmedFlushLsn > start.wal.place.lsn
+  return moved ? `the replication slot ${slot} was moved just now` : undefined
+}
+
 /** Polls until a slot is there and all that it will not stream is published; undefined when the signal aborted first. */
 async function catchUp(
   options: JoinedTermOptions,
@@ -134,10 +158,10 @@ async function catchUp(
   const sql = sessions.writer.client
   let made: MadeSlot | undefined
   const making = makeSlot(
-    { clock, logger, pool: postgres, schema, slot, sql },
+    { assertHeld: () => lease.assertHeld(), clock, logger, pool: postgres, schema, slot, sql },
     AbortSignal.any([signal, over.signal]),
   ).then((slotMade) => void (made = slotMade))
-  const settled = (): Anchor | undefined => (made === undefined ? undefined : polling.settledSince(made.atMs))
+  const settled = (): Anchor | undefined => (made === undefined ? undefined : polling.settledPast(made.xid))
   try {
     await relayPages({ ...options, until: () => settled() !== undefined }, polling, lease, signal)
   } finally {

@@ -5,8 +5,6 @@ export interface Anchor {
   readonly snapshot: Snapshot
   /** Every record whose `tx` is at or above the snapshot's xmax has a `seq` above it. */
   readonly floor: bigint
-  /** No later than the snapshot was taken, by this process's monotonic clock; undefined when it was loaded. */
-  readonly takenAtMs?: number
 }
 
 /** What was committed between two snapshots: the records visible in `target` and not in `base`. */

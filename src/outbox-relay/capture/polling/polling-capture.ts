@@ -243,13 +243,11 @@ export class PollingCapture implements Capture {
     await delay(clock, this.#pauseMs, signal)
   }
 
-  /**
-   * The point before which all is published for every shard, if that point was taken after `atMs` by the monotonic clock.
-   */
-  settledSince(atMs: number): Anchor | undefined {
+  /** The point before which all is published for every shard, if every transaction up to `xid` had ended there. */
+  settledPast(xid: bigint): Anchor | undefined {
     const [first, ...others] = this.#done.values()
     const settled = first !== undefined && first.open === undefined && others.every((one) => one.base === first.base)
-    return settled && (first.base.takenAtMs ?? 0) > atMs ? first.base : undefined
+    return settled && first.base.snapshot.xmin > xid ? first.base : undefined
   }
 
   async close(): Promise<void> {
@@ -298,7 +296,6 @@ export class PollingCapture implements Capture {
   async #snapshot(first: Group): Promise<Delta> {
     const floor = this.#provenFloor
     const { clock, reader, signals } = this.#options
-    const takenAtMs = clock.monotonic()
     const looking = reader.query(this.#lookSql, [this.#sequence])
     const { rows } = await withDeadline(clock, looking, LOOK_TIMEOUT_MS, serverSilent)
     const { snapshot, high, standby, backend } = rows[0] as Look
@@ -310,7 +307,7 @@ export class PollingCapture implements Capture {
     this.#lastHigh = reached
     const delta: Delta = {
       base: first.cursor.base,
-      target: { snapshot: Snapshot.parse(snapshot), floor, takenAtMs },
+      target: { snapshot: Snapshot.parse(snapshot), floor },
       high: reached,
     }
     await signals.reach('capture:look', delta)

@@ -3,9 +3,13 @@
  *
  * A row that is inserted while the publication is missing, or does not hold the table, is left out of the stream for
  * good. PostgreSQL 15 ends the stream then; 18 only sends a notice; a table taken out and put back is not told at all.
- * So each anchor of the stream carries the publication's fingerprint: oid and xmin of the two catalog rows that make it.
- * Whatever is done to it, and undone again, leaves another oid or another xmin. Two equal fingerprints mean that nothing
+ * So each anchor of the stream carries the publication's fingerprint: oid, xmin and xmax of the two catalog rows that make
+ * it. Whatever is done to it, and undone again, leaves another oid or another xmin. Two equal fingerprints mean that nothing
  * happened between them. (A rewrite of the catalog gives another one, too; that only costs a new anchor.)
+ *
+ * xmax is there for a change that the stream obeys and a snapshot does not see: a commit counts in the WAL from its record
+ * on, and is visible only once that is flushed and, with synchronous replication, once the standby has answered. Whoever
+ * changes a row marks the old one first, so a change on its way shows, and one that was rolled back does, too.
  */
 import { createHash } from 'node:crypto'
 import { MillraceError } from '../../../core/errors.ts'
@@ -27,7 +31,7 @@ export function publicationName(schema: string): string {
  * pg_publication_rel_prrelid_prpubid_index.
  */
 export const FINGERPRINT = `(
-  select concat_ws(':', p.oid, p.xmin, r.oid, r.xmin)
+  select concat_ws(':', p.oid, p.xmin, p.xmax, r.oid, r.xmin, r.xmax)
   from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
   where p.pubname = $1 and r.prrelid = to_regclass($2) and p.pubinsert and p.pubviaroot
     and r.prqual is null and r.prattrs is null)`

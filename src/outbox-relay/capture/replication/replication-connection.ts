@@ -44,7 +44,6 @@ export interface ReplicationConnection {
 /** The parts of a `pg.Client` that are used. */
 interface Client {
   readonly connection?: { readonly stream: Socket }
-  readonly processID: number | null
   connect(): Promise<unknown>
   on(event: 'error', listener: (error: Error) => void): unknown
   query(text: string): Promise<SqlResult>
@@ -58,6 +57,7 @@ const SETUP_SQL = `
   select pg_catalog.set_config('application_name', '${REPLICATION_APPLICATION_NAME}', false),
          pg_catalog.set_config('bytea_output', 'hex', false),
          pg_catalog.set_config('client_min_messages', 'notice', false),
+         pg_catalog.pg_backend_pid()::text as pid,
          (select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout')::text as timeout,
          pg_catalog.current_setting('server_version_num')::text as version,
          pg_catalog.pg_is_in_recovery()::text as standby`
@@ -81,7 +81,6 @@ export async function openReplicationConnection(options: ReplicationConnectionOp
     const settings = await withDeadline(clock, opening, timeoutMs, () => silent(timeoutMs))
     return {
       ...settings,
-      processId: client.processID ?? 0,
       destroy,
       query: (text) => client.query(text),
       takeSocket: (onChunk) => takeSocket(client, onChunk),
@@ -123,12 +122,21 @@ function makeClient(pool: PgPool): Client {
   return client
 }
 
-async function setUp(client: Client): Promise<Pick<ReplicationConnection, 'serverVersion' | 'walSenderTimeoutMs'>> {
+interface Setup {
+  readonly pid: string
+  readonly timeout: string
+  readonly version: string
+  readonly standby: string
+}
+
+async function setUp(
+  client: Client,
+): Promise<Pick<ReplicationConnection, 'processId' | 'serverVersion' | 'walSenderTimeoutMs'>> {
   await client.connect()
   const { rows } = await client.query(SETUP_SQL)
-  const { timeout, version, standby } = rows[0] as { timeout: string; version: string; standby: string }
+  const { pid, timeout, version, standby } = rows[0] as Setup
   if (standby === 'true') throw standbyRefused()
-  return { serverVersion: Number(version), walSenderTimeoutMs: Number(timeout) }
+  return { processId: Number(pid), serverVersion: Number(version), walSenderTimeoutMs: Number(timeout) }
 }
 
 /** The last answer is read to its end, so nothing of the stream is in `pg`'s parser. */

@@ -27,6 +27,7 @@ import { randomBytes } from 'node:crypto'
 import type { Clock, Timer } from '../../../core/clock.ts'
 import type { Logger } from '../../../core/logger.ts'
 import type { Signals } from '../../../core/signals.ts'
+import { clientInTurn } from '../../../postgres/client-in-turn.ts'
 import { type PgClient, type PgPool, quoteIdentifier } from '../../../postgres/sql.ts'
 import type { Checkpoint } from '../../checkpoint-log.ts'
 import { recordSequence } from '../../preconditions.ts'
@@ -129,7 +130,8 @@ export class StreamingCapture implements Capture {
   }
 
   private constructor(options: StreamingCaptureOptions) {
-    this.#options = options
+    // A marker and a look at the publication may be due at once.
+    this.#options = { ...options, reader: clientInTurn(options.reader) }
     const { bounds, clock, logger, schema, start } = options
     this.#done = this.#written = start
     this.#lastWriteAt = clock.monotonic()
@@ -146,6 +148,11 @@ export class StreamingCapture implements Capture {
       schema,
       start: start.wal.place,
     })
+  }
+
+  /** The server's process that sends. */
+  get processId(): number {
+    return this.#stream.processId
   }
 
   async read(): Promise<Page | undefined> {
