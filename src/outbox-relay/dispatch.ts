@@ -40,8 +40,12 @@ export async function dispatch(
   options: DispatchOptions,
   signal: AbortSignal,
 ): Promise<boolean> {
-  if (!options.parking.crashes.careful) return dispatchAll(messages, options, signal)
-  for (const message of messages) if (!(await dispatchAll([message], options, signal))) return false
+  const { crashes } = options.parking
+  if (!crashes.careful) return dispatchAll(messages, options, signal)
+  const alone = new Set(messages.filter((message) => crashes.suspects(message)))
+  const others = messages.filter((message) => !alone.has(message))
+  if (!(await dispatchAll(others, options, signal))) return false
+  for (const message of alone) if (!(await dispatchAll([message], options, signal))) return false
   return true
 }
 
@@ -97,8 +101,9 @@ async function publish(
   pending: readonly OutgoingMessage[],
   { parking: { crashes }, publisher }: DispatchOptions,
 ): Promise<readonly Unresolved[]> {
-  if (!crashes.careful || pending.length > 1) return publisher.publish(pending)
-  await crashes.before(pending[0] as OutgoingMessage)
+  const [first] = pending as [OutgoingMessage]
+  if (!crashes.careful || pending.length > 1 || !crashes.suspects(first)) return publisher.publish(pending)
+  await crashes.before(first)
   let unresolved: readonly Unresolved[] | undefined
   try {
     unresolved = await publisher.publish(pending)

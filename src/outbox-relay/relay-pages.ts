@@ -47,7 +47,7 @@ export async function relayPages(
       if (!(await dispatch(page.messages, dispatching, signal))) return
       capture.published(page)
       onPublished(page, parking.takeSetAside())
-      await parking.crashes.progress()
+      await parking.crashes.progress(page.shards)
     }
   } finally {
     await ahead?.catch(() => {})

@@ -48,6 +48,7 @@ export async function shareShards(
       const surplus = lease.shards.slice(lease.shards.length - shares.surplus)
       if (surplus.length > 0) {
         await capture.remove(surplus)
+        await options.parking.crashes.progress(surplus)
         await inTime(clock, lease, lease.give(writer, surplus))
         logger.info({ shards: lease.shards, given: surplus }, 'gave shards to other relays')
       }

@@ -69,6 +69,33 @@ for (const version of [18, 15] as const) {
       await next.stop()
     })
 
+    test('what the relay publishes of other shards hides nothing: shards taken from a dead relay are counted alone', async () => {
+      await database.pool.query('create table public.sent (n bigserial, key text, payload bytea)')
+      const parking = createParking({ postgres: database.pool })
+      const [busy, deadly] = [await keyIn(0, 7), await keyIn(8, 15)]
+      await appendSql(database.pool, busy, 1)
+      const first = new Child(database.url)
+      expect(await first.livesUntil(async () => (await sent(busy)).length === 1)).toBe(true)
+      await first.stop()
+      // As when another relay had half of the shards: they bring a checkpoint of their own.
+      await database.pool.query(`
+        insert into outbox.checkpoint (bucket, shards, epoch, base, base_floor)
+        select bucket, '{8,9,10,11,12,13,14,15}', epoch, base, base_floor from outbox.checkpoint order by n desc limit 1`)
+      await append(deadly, { n: 1, deadly: true })
+      let n = 1
+      for (let deaths = 0; ; deaths++) {
+        expect(deaths).toBeLessThanOrEqual(9)
+        await appendSql(database.pool, busy, ++n)
+        const relay = new Child(database.url)
+        if (!(await relay.livesUntil(async () => (await parking.count({ all: true })).records === 1))) continue
+        await until(async () => (await sent(busy)).length === n)
+        await relay.stop()
+        break
+      }
+      expect(await parking.list()).toMatchObject([{ key: deadly, reason: 'crash' }])
+      expect(await suspects()).toBe(0)
+    })
+
     test('relays that are killed while they are idle, or between two pages, condemn nobody', async () => {
       await database.pool.query('create table public.sent (n bigserial, key text, payload bytea)')
       for (let n = 1; n <= 8; n++) {
@@ -172,6 +199,14 @@ for (const version of [18, 15] as const) {
       expect(await suspects()).toBe(0)
       await lease.release()
     })
+
+    async function keyIn(from: number, to: number): Promise<string> {
+      const { rows } = await database.pool.query(
+        `select 'k' || n as key from generate_series(1, 100) n where outbox.shard_of('k' || n) between $1 and $2 limit 1`,
+        [from, to],
+      )
+      return rows[0].key
+    }
 
     async function append(key: string, body: object): Promise<void> {
       await database.pool.query(`select outbox.append('orders', $1, 't', $2)`, [

@@ -9,6 +9,8 @@ export interface Page {
   readonly messages: readonly OutgoingMessage[]
   /** Size of the messages together: keys, headers, payloads. */
   readonly bytes: number
+  /** Whose records it holds, and no others wait before them; undefined: all shards'. */
+  readonly shards?: readonly number[]
 }
 
 /**

@@ -6,9 +6,10 @@
  *
  * 1. A process that takes a shard for the first time notes the shard's position (a digest of its newest checkpoint) and
  *    counts how often one began there: crash_start. The first page that is published, and a graceful end, set the count
- *    back; any progress changes the position.
- * 2. After STARTS starts at one position, or when a suspect is known, it is careful: it publishes one event at a time, and
- *    notes each durably before it is sent the first time (crash_suspect, calls + 1). The note is withdrawn when the call
+ *    back, each of its own shards alone: relays that share read several groups in turn, and what the others publish says
+ *    nothing of the group in which they die. Any progress changes the position.
+ * 2. After STARTS starts at one position, or when a suspect is known, it is careful with these shards: it publishes one
+ *    event of theirs at a time, and notes each durably before it is sent the first time (crash_suspect, calls + 1). The note is withdrawn when the call
  *    returns, whatever it says, or after SUSPECT_MS while it still is out.
  * 3. An event that has CALLS notes is condemned: it is parked with the reason `crash`, and not published.
  * 4. After as many events as two pages hold without a death, care ends, and what is left of the notes is deleted.
@@ -63,11 +64,11 @@ const startSql = (schema: string): string => `
   from held, owned o order by o.shard
   on conflict (shard) do update set position = excluded.position,
     starts = case when crash_start.position = excluded.position then crash_start.starts + 1 else 1 end
-  returning starts`
+  returning shard, position, starts`
 
 // Reads a table of a few rows.
 const suspectsSql = (schema: string): string => `
-  select id, calls from ${schema}.crash_suspect where shard = any($1::smallint[])`
+  select id, calls, shard from ${schema}.crash_suspect where shard = any($1::smallint[])`
 
 const progressSql = (schema: string): string => `
   with ${heldSql(schema)}
@@ -96,16 +97,24 @@ export interface CrashCounterTerm {
   readonly sql: Sql
 }
 
+interface Start {
+  readonly position: string
+  readonly shard: number
+  readonly starts: number
+}
+
 /** The counter of one relay; it outlives the terms, because only a process that dies counts. */
 export class CrashCounter {
   readonly #begun = new Set<number>()
   readonly #condemned = new Set<string>()
   #term: CrashCounterTerm | undefined
   #schema = ''
-  /** A start is noted, and no progress yet. */
-  #noted = false
+  /** The shards of which a start is noted, and no progress yet. */
+  readonly #noted = new Set<number>()
   /** Events still to be published with care. */
   #careful = 0
+  /** The shards whose events are. */
+  #suspicious: ReadonlySet<number> = new Set()
   /** The event whose note may be there, and its timer. */
   #out: { readonly id: string; readonly timer: Timer } | undefined
   #withdrawing: Promise<void> | undefined
@@ -122,33 +131,48 @@ export class CrashCounter {
     if (this.#out !== undefined) await this.#withdraw(this.#out.id)
     const starts = await this.#countStart(shards.filter((shard) => !this.#begun.has(shard)))
     const found = await answered(clock, sql.query(suspectsSql(this.#schema), [shards]))
-    const suspects = found.rows as { id: string; calls: number }[]
+    const suspects = found.rows as { id: string; calls: number; shard: number }[]
     for (const { id, calls } of suspects) if (calls >= CALLS) this.#condemned.add(id)
-    if (starts <= STARTS && suspects.length === 0) return
-    this.#careful = Math.max(MIN_CAREFUL, 2 * term.pageSize)
+    const often = starts.filter((one) => one.starts > STARTS)
+    if (often.length === 0 && suspects.length === 0) return
+    this.#suspicious = new Set([...this.#suspicious, ...[...often, ...suspects].map(({ shard }) => shard)])
+    // A page of each group may come before the one in question.
+    const groups = new Set(often.map(({ position }) => position)).size
+    this.#careful = Math.max(MIN_CAREFUL, (1 + Math.max(1, groups)) * term.pageSize)
     logger.warn(
-      { starts, suspects: suspects.length },
-      'relays ended here again and again without progress; events are published one by one for a while',
+      {
+        starts: Math.max(0, ...often.map((one) => one.starts)),
+        suspects: suspects.length,
+        shards: [...this.#suspicious],
+      },
+      'relays ended here again and again without progress; events of these shards are published one by one for a while',
     )
   }
 
-  /** Counts this process at the positions of these shards; returns the highest count. */
-  async #countStart(shards: readonly number[]): Promise<number> {
-    if (shards.length === 0) return 0
+  /** Counts this process at the positions of these shards; returns the counts. */
+  async #countStart(shards: readonly number[]): Promise<readonly Start[]> {
+    if (shards.length === 0) return []
     const { clock, lease, sql } = this.#required()
     const { rows } = await answered(clock, sql.query(startSql(this.#schema), fenceParameters(lease, shards)))
     if (rows.length !== shards.length) throw leaseLost()
-    for (const shard of shards) this.#begun.add(shard)
-    this.#noted = true
-    return Math.max(...(rows as { starts: number }[]).map((row) => row.starts))
+    for (const shard of shards) {
+      this.#begun.add(shard)
+      this.#noted.add(shard)
+    }
+    return rows as Start[]
   }
 
   /**
-   * True while events are to be published one at a time, each between `before` and `after`. An event is condemned only
-   * then, so that all before it of its key are stored when it is parked.
+   * True while events of some shards are to be published one at a time, each between `before` and `after`. An event is
+   * condemned only then, so that all before it of its key are stored when it is parked.
    */
   get careful(): boolean {
     return this.#careful > 0
+  }
+
+  /** True for an event that is to be published alone. */
+  suspects(message: OutgoingMessage): boolean {
+    return this.#careful > 0 && this.#suspicious.has(shardOf(message))
   }
 
   /** True while there is an event that kills the relay, and that is not parked yet. */
@@ -190,13 +214,13 @@ export class CrashCounter {
     if (done && this.#careful > 0 && --this.#careful === 0) await this.#forget()
   }
 
-  /** A page is published, or the relay ends well: the starts count no more. */
-  async progress(): Promise<void> {
-    if (!this.#noted) return
-    this.#noted = false
+  /** A page of these shards is published, or the relay ends well, or gives them away: their starts count no more. */
+  async progress(shards: readonly number[] = [...this.#noted]): Promise<void> {
+    if (this.#noted.size === 0) return
     const { clock, lease, sql } = this.#required()
-    const { shards } = lease.fence
-    await answered(clock, sql.query(progressSql(this.#schema), fenceParameters(lease, shards)))
+    const noted = shards.filter((shard) => this.#noted.delete(shard) && lease.fence.shards.includes(shard))
+    if (noted.length === 0) return
+    await answered(clock, sql.query(progressSql(this.#schema), fenceParameters(lease, noted)))
   }
 
   async #withdraw(id: string): Promise<void> {
@@ -217,6 +241,7 @@ export class CrashCounter {
     const { shards } = lease.fence
     await answered(clock, sql.query(forgetSql(this.#schema), fenceParameters(lease, shards)))
     this.#condemned.clear()
+    this.#suspicious = new Set()
     logger.info({}, 'no relay ended for a while; events are published in pages again')
   }
 

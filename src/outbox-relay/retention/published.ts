@@ -1,6 +1,7 @@
 /** What is published, as retention sees it: the base of each shard's checkpoint, and whether a bucket holds more. */
 import { type Sql, quoteIdentifier } from '../../postgres/sql.ts'
 import { Snapshot } from '../capture/polling/snapshot.ts'
+import { certified } from '../certificate.ts'
 
 /** Shards whose newest checkpoint is the same row, or that have none. */
 export interface ShardGroup {
@@ -19,8 +20,8 @@ const basesSql = (schema: string): string => `
          greatest(0, extract(epoch from clock_timestamp() - c.written_at) * 1000)::float8 as ago
   from unnest($1::smallint[]) s (shard)
   left join lateral (
-    select n, base, written_at, (xmin = writer::xid) as certified
-    from ${schema}.checkpoint where shards @> array[s.shard] order by n desc limit 1) c on true
+    select n, base, written_at, ${certified('c')} as certified
+    from ${schema}.checkpoint c where shards @> array[s.shard] order by n desc limit 1) c on true
   group by c.n, c.base::text, c.certified, c.written_at order by min(s.shard)`
 
 interface BaseRow {
