@@ -6,8 +6,10 @@ import pg from 'pg'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { migrate } from '../../src/index.ts'
 import { Signals } from '../../src/core/signals.ts'
+import type { Anchor } from '../../src/outbox-relay/capture/polling/delta.ts'
 import { publicationName } from '../../src/outbox-relay/capture/replication/publication.ts'
 import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.ts'
+import type { Checkpoint } from '../../src/outbox-relay/checkpoint-log.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { type PostgresServer, startPostgres } from '../../src/testing/services/index.ts'
 import { track, trackLifecycle } from '../support/leaks.ts'
@@ -127,6 +129,39 @@ for (const version of [18, 15] as const) {
         expect(numbers()).toEqual([1, 2, 3])
         await relay.stop()
         await Promise.all([first.end(), second.end(), writer.end()])
+      })
+
+      test('the floor of a marker leaves out no event that took its number before, in a transaction that ended after', async () => {
+        const relay = relayOf()
+        const streaming = signals.next('relay:capture', (capture) => capture === 'replication')
+        await relay.start()
+        await streaming
+        const slot = slotName('postgres', 'outbox')
+        for (let n = 1, found = false; !found; n += 2) {
+          await appendSql(pool, 'k', n)
+          await broker.until(n)
+          // Nothing ends from here to the marker, so the marker's snapshot has this one at or above its xmax.
+          const open = await openTransaction(server.url)
+          await appendSql(open, 'late', n + 1)
+          const { rows } = await open.query<{ xid: string }>('select pg_current_xact_id()::text as xid')
+          const written = signals.next<Checkpoint>('checkpoint:written', ({ base }) => base === anchor)
+          const anchor = await signals.next<Anchor>('capture:marked')
+          await written
+          found = anchor.snapshot.xmax <= BigInt(rows[0]?.xid ?? '0')
+          if (found) {
+            await pool.query('select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1', [
+              slot,
+            ])
+            await until(
+              'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1 and not active',
+              [slot],
+            )
+          }
+          await open.query('commit')
+          await open.end()
+          await broker.until(n + 1)
+        }
+        await relay.stop()
       })
 
       const changes = {
