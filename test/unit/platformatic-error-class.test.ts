@@ -26,7 +26,8 @@ describe('an error code in an answer of Kafka', () => {
     ['CLUSTER_AUTHORIZATION_FAILED', 'fatal', true],
     ['GROUP_AUTHORIZATION_FAILED', 'fatal', true],
     ['INCONSISTENT_GROUP_PROTOCOL', 'fatal', true],
-    ['NOT_LEADER_OR_FOLLOWER', 'retry', true],
+    // A leader deposed while it waited for its replicas says so of what it has appended.
+    ['NOT_LEADER_OR_FOLLOWER', 'retry', false],
     ['LEADER_NOT_AVAILABLE', 'retry', true],
     ['NOT_ENOUGH_REPLICAS', 'retry', true],
     ['OUT_OF_ORDER_SEQUENCE_NUMBER', 'retry', true],

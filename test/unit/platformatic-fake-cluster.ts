@@ -24,8 +24,10 @@ export interface Batch {
 export interface Faults {
   /** The error of this batch; undefined stores it. */
   refuse?(batch: Batch): string | undefined
+  /** The error that is told of this batch, which was stored all the same. */
+  refuseStored?(batch: Batch): string | undefined
   /** What happens to the request as a whole. */
-  request?(batches: readonly Batch[]): 'hang' | 'lose answer' | 'lose request' | undefined
+  request?(batches: readonly Batch[]): 'hang' | 'lose answer' | 'lose request' | 'garble answer' | undefined
 }
 
 interface Log {
@@ -97,7 +99,12 @@ export class FakeCluster {
     await Promise.resolve()
     const fault = this.faults.request?.(batches)
     if (fault === 'lose request') throw new module.NetworkError('Connection closed')
-    const answers = batches.map((batch) => ({ batch, errorCode: this.#append(batch) }))
+    const answers = batches.map((batch) => {
+      const errorCode = this.#append(batch)
+      const told = errorCode === 0 ? this.faults.refuseStored?.(batch) : undefined
+      return { batch, errorCode: told === undefined ? errorCode : codeOf(told) }
+    })
+    if (fault === 'garble answer') throw new TypeError('the answer cannot be read')
     if (fault === 'lose answer') throw new module.NetworkError('Connection closed')
     if (fault === 'hang') return await new Promise<object>(() => {})
     return {

@@ -110,8 +110,6 @@ export function judgeProtocolError(name: string): Judgement | undefined {
       return FATAL
     // The broker refused the batch before appending anything: no leader here, too few replicas, damaged on its way.
     case 'LEADER_NOT_AVAILABLE':
-    case 'NOT_LEADER_FOR_PARTITION':
-    case 'NOT_LEADER_OR_FOLLOWER':
     case 'FENCED_LEADER_EPOCH':
     case 'UNKNOWN_LEADER_EPOCH':
     case 'REPLICA_NOT_AVAILABLE':
@@ -119,6 +117,11 @@ export function judgeProtocolError(name: string): Judgement | undefined {
     case 'NOT_ENOUGH_REPLICAS':
     case 'CORRUPT_MESSAGE':
       return REFUSED
+    // Mostly refused at the door. But a leader that is deposed while it waits for its replicas says so of what it has
+    // appended, and its successor may have that, too: what is sent again has the same sequence numbers.
+    case 'NOT_LEADER_FOR_PARTITION':
+    case 'NOT_LEADER_OR_FOLLOWER':
+      return { ...REFUSED, refused: false }
     // The producer's sequence is broken (an earlier batch is missing, or the broker forgot the producer): this batch was
     // not appended. A new producer begins a new sequence.
     case 'OUT_OF_ORDER_SEQUENCE_NUMBER':

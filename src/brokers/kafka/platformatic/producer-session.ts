@@ -74,30 +74,40 @@ export class ProducerSession {
   async send(node: number, groups: readonly RecordGroup[], withinMs: number): Promise<GroupResult[]> {
     const deadline = systemClock.monotonic() + withinMs
     let sent = false
+    let over = false
     const request = async (): Promise<GroupResult[]> => {
       const link = await this.client.broker(node, 'produce')
       const body = this.#encode(groups)
-      if (this.client.killed || systemClock.monotonic() >= deadline) throw tooLate(withinMs)
+      // A timer may fire before its time.
+      if (over || this.client.killed || systemClock.monotonic() >= deadline) throw tooLate(withinMs)
       sent = true
       for (const group of groups) group.attempts++
       const { responses } = await link.produce(body)
+      if (over) return []
       return groups.map((group) => {
         const topic = responses.find((one) => one.name === group.topic)
         const answer = topic?.partitionResponses.find((one) => one.index === group.partition)
         if (answer === undefined) return this.#result(group, { ...UNKNOWN, cause: new Error('no answer for it') })
         if (answer.errorCode === 0) return this.#result(group, undefined)
         const refusal = this.client.refusal(answer.errorCode, answer.errorMessage)
-        // It is told of a batch older than the broker remembers whole: the attempt whose answer was lost did arrive.
-        if (refusal.apiId === 'DUPLICATE_SEQUENCE_NUMBER' && group.indefinite) return this.#result(group, undefined)
+        if (refusal.apiId === 'DUPLICATE_SEQUENCE_NUMBER') {
+          // It is told of a batch older than the broker remembers whole: the attempt whose answer was lost did arrive.
+          // Where no attempt can have arrived, the numbers are those of something else.
+          return this.#result(group, group.indefinite ? undefined : { ...REFUSED, renew: true, cause: refusal })
+        }
         return this.#result(group, verdictOf(refusal))
       })
     }
     try {
       return await withDeadline(systemClock, request(), withinMs, () => tooLate(withinMs))
     } catch (error) {
+      over = true
       const verdict = classify(error)
       const unsent = verdict.class === 'retry' ? { ...REFUSED, cause: verdict.cause } : verdict
-      return groups.map((group) => this.#result(group, sent ? verdict : unsent))
+      // Whatever kept the answer from us, also that it could not be read: the request may have arrived.
+      const unanswered =
+        verdict.class === 'fatal' ? { ...verdict, refused: false } : { ...UNKNOWN, cause: verdict.cause }
+      return groups.map((group) => this.#result(group, sent ? unanswered : unsent))
     }
   }
 

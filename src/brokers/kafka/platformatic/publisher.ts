@@ -20,7 +20,7 @@ import { MissingTopics } from '../missing-topics.ts'
 import { BATCH_OVERHEAD_BYTES, ProduceRecord } from '../produce-record.ts'
 import { batchBytesAlone } from '../record-size.ts'
 import { TopicLimits } from '../topic-limits.ts'
-import { REFUSED } from '../protocol-verdict.ts'
+import { REFUSED, UNKNOWN } from '../protocol-verdict.ts'
 import { notStarted, publisherClosed, publisherNotStarted, publishError, tooLarge } from '../publish-error.ts'
 import type { Connector } from './connector.ts'
 import { classify, ProtocolRefusal } from './error-class.ts'
@@ -226,7 +226,10 @@ export class PlatformaticPublisher implements Publisher {
           run.renew ||= verdict.refused && verdict.renew && !verdict.unknownTopic
         } else {
           run.unknown ||= group.indefinite
-          this.#resolve(group.records, verdict, group.indefinite && verdict.class !== 'poison', run.outcome)
+          // Refused for ever, but perhaps stored by the attempt before: the next publish finds out.
+          const poisoned = group.indefinite && verdict.class === 'poison'
+          const last = poisoned ? { ...UNKNOWN, cause: verdict.cause } : verdict
+          this.#resolve(group.records, last, group.indefinite, run.outcome)
           lane.shift()
         }
       }

@@ -22,12 +22,14 @@ export class RecordGroup {
     return `${this.topic}:${this.partition}`
   }
 
-  /** The two halves, in order. */
+  /** The two halves, in order. What may be stored of the whole may be stored of each. */
   halves(): RecordGroup[] {
     const middle = this.records.length >> 1
-    return [this.records.slice(0, middle), this.records.slice(middle)].map(
-      (half) => new RecordGroup(this.topic, this.partition, half),
-    )
+    return [this.records.slice(0, middle), this.records.slice(middle)].map((records) => {
+      const half = new RecordGroup(this.topic, this.partition, records)
+      half.indefinite = this.indefinite
+      return half
+    })
   }
 }
 
