@@ -64,8 +64,7 @@ export class Membership {
   #coordinator: Address | undefined
   /** The generation whose assignment is in force; -1 when there is none. */
   #generation = -1
-  #lastHeard = 0
-  #meeting = false
+  #lastHeard = -Infinity
   #memberId = ''
 
   constructor(client: Client, options: MembershipOptions, events: MembershipEvents) {
@@ -81,7 +80,7 @@ export class Membership {
 
   /** True when the group must be thought to have given our partitions to others. */
   get expired(): boolean {
-    return !this.#meeting && systemClock.monotonic() - this.#lastHeard > this.#options.sessionTimeoutMs
+    return systemClock.monotonic() - this.#lastHeard > this.#options.sessionTimeoutMs
   }
 
   /** Is a member until the signal aborts; rejects with what makes that impossible. `joined` is called at the first assignment. */
@@ -139,7 +138,9 @@ export class Membership {
     const [generation, memberId] = [this.#generation, this.#memberId]
     if (generation < 0) throw new ProtocolRefusal('REBALANCE_IN_PROGRESS')
     const answer = await this.#ask('group', 'offsetCommit', group, generation, memberId, null, topics)
-    for (const topic of answer.topics) for (const one of topic.partitions) this.#check(one.errorCode)
+    const answers = answer.topics.flatMap((topic) => topic.partitions)
+    for (const one of answers) this.#check(one.errorCode)
+    if (answers.length < offsets.length) throw new ProtocolRefusal('NETWORK_EXCEPTION', 'not every offset was answered')
   }
 
   /** The offsets the group has committed; those without one are left out. */
@@ -164,19 +165,22 @@ export class Membership {
   }
 
   /** One meeting of the group, and the time until the next. */
-  async #term(signal: AbortSignal, met: () => void): Promise<void> {
-    this.#meeting = true
+  async #term(signal: AbortSignal, joined: () => void): Promise<void> {
+    const met = new AbortController()
+    void this.#stayHeard(AbortSignal.any([signal, met.signal]))
     let assignment: Partition[]
     let awaited: boolean
     let counts: ReadonlyMap<string, number> | undefined
     let generation: number
     try {
-      const joined = await this.#join()
-      generation = joined.generationId
-      awaited = joined.protocolName === COOPERATIVE
+      const meeting = await this.#join()
+      generation = meeting.generationId
+      awaited = meeting.protocolName === COOPERATIVE
       const { group } = this.#options
-      const shares = joined.leader === this.#memberId ? await this.#shares(joined, awaited) : undefined
+      const shares = meeting.leader === this.#memberId ? await this.#shares(meeting, awaited) : undefined
       counts = shares?.counts
+      // The answer may have lain there while this process stood still.
+      const at = systemClock.monotonic()
       const { assignment: share } = await this.#ask(
         'join',
         'syncGroup',
@@ -185,25 +189,30 @@ export class Membership {
         this.#memberId,
         null,
         'consumer',
-        joined.protocolName ?? null,
+        meeting.protocolName ?? null,
         shares?.assignments ?? [],
       )
       assignment = decodeAssignment(this.#client.module, share)
-      this.#lastHeard = systemClock.monotonic()
+      this.#heard(at)
     } finally {
-      this.#meeting = false
+      met.abort()
     }
     if (signal.aborted) return
+    // Who gives up everything to meet may have had ours in a generation that we missed.
+    if (!awaited && this.#generation >= 0 && generation !== this.#generation + 1) this.#giveUp(false)
     const over = new AbortController()
     const stopped = AbortSignal.any([signal, over.signal])
     const beating = this.#beat(generation, counts, stopped)
-    // Looked at below, when it is too late for whoever listens for rejections.
-    beating.catch(() => {})
+    let out: unknown
+    beating.catch((error: unknown) => {
+      out = error
+    })
     try {
       const giving = this.#events.assigned(assignment, awaited)
       this.#generation = generation
-      met()
+      joined()
       if (!(await giving)) await beating
+      if (out !== undefined && !signal.aborted) throw out
     } finally {
       over.abort()
     }
@@ -227,10 +236,7 @@ export class Membership {
         null,
       )
       if (answer.memberId !== '') this.#memberId = answer.memberId
-      if (answer.errorCode === 0) {
-        this.#lastHeard = systemClock.monotonic()
-        return answer
-      }
+      if (answer.errorCode === 0) return answer
       const refusal = this.#client.refusal(answer.errorCode)
       if (refusal.apiId !== 'MEMBER_ID_REQUIRED') throw refusal
     }
@@ -258,14 +264,13 @@ export class Membership {
 
   /** Heartbeats until the group meets again (resolves), or we are out of it (rejects). */
   async #beat(generation: number, counts: ReadonlyMap<string, number> | undefined, signal: AbortSignal): Promise<void> {
-    const { group, sessionTimeoutMs } = this.#options
-    const everyMs = Math.max(1, Math.min(HEARTBEAT_MAX_MS, Math.floor(sessionTimeoutMs / 10)))
+    const { group } = this.#options
     let looked = systemClock.monotonic()
     let meets = false
     const { promise, reject, resolve } = Promise.withResolvers<void>()
     const beat = async (): Promise<void> => {
       while (!signal.aborted) {
-        await delay(systemClock, everyMs, signal)
+        await delay(systemClock, this.#everyMs, signal)
         if (signal.aborted) break
         const at = systemClock.monotonic()
         try {
@@ -292,14 +297,47 @@ export class Membership {
       }
       resolve()
     }
-    beat().catch(reject)
+    beat().catch((error: unknown) => {
+      // Nothing more is handed over, also while something is still being given up.
+      if (!signal.aborted) this.#lastHeard = -Infinity
+      reject(error)
+    })
     await promise
+  }
+
+  /**
+   * Heartbeats while the group meets, for the meeting may take longer than the session, and its answer may never come.
+   * To be told of another generation is to be known.
+   */
+  async #stayHeard(signal: AbortSignal): Promise<void> {
+    const { group } = this.#options
+    const generation = this.#generation
+    if (generation < 0) return
+    while (!signal.aborted) {
+      await delay(systemClock, this.#everyMs, signal)
+      if (signal.aborted) return
+      const at = systemClock.monotonic()
+      try {
+        await this.#ask('group', 'heartbeat', group, generation, this.#memberId, null)
+        this.#heard(at)
+      } catch (error) {
+        const name = nameOf(error)
+        // The meeting itself will be told.
+        if (name === 'UNKNOWN_MEMBER_ID' || signal.aborted) return
+        if (MEET_AGAIN.has(name)) this.#heard(at)
+        else if (this.expired) return this.#giveUp(false)
+      }
+    }
+  }
+
+  get #everyMs(): number {
+    return Math.max(1, Math.min(HEARTBEAT_MAX_MS, Math.floor(this.#options.sessionTimeoutMs / 10)))
   }
 
   #heard(at: number): void {
     const was = this.expired
-    this.#lastHeard = at
-    if (was && !this.expired) this.#events.revived()
+    this.#lastHeard = Math.max(this.#lastHeard, at)
+    if (was && !this.expired && this.#generation >= 0) this.#events.revived()
   }
 
   /** All is lost; the next meeting is as somebody new if the group does not know us. */
