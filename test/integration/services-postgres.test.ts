@@ -80,9 +80,17 @@ for (const version of [15, 18] as const) {
 describeWith('private postgres18', 'a SIGKILL of a private PostgreSQL', () => {
   test('reaches every process, also one that is paused', async () => {
     const server = await started(18)
-    const children = await childrenOf(server.pid)
+    const found = await childrenOf(server.pid)
+    // The one that answered the first question may be on its way out.
+    const children = found.filter((pid) => {
+      try {
+        return process.kill(pid, 'SIGSTOP')
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+        return false
+      }
+    })
     expect(children.length).toBeGreaterThan(3)
-    for (const pid of children) process.kill(pid, 'SIGSTOP')
     await server.kill()
     expect(await allGone(children, 0)).toBe(true)
   })
