@@ -6,7 +6,8 @@ import { ProtocolRefusal } from '../../src/brokers/kafka/platformatic/error-clas
 import { COOPERATIVE, EAGER, encodeAssignment } from '../../src/brokers/kafka/platformatic/group-wire.ts'
 import { Membership } from '../../src/brokers/kafka/platformatic/membership.ts'
 
-type Answer = object | 'hang' | string
+/** `hang`, the name of an error, or what is answered. */
+type Answer = object | string
 
 const SESSION_MS = 300
 const p = (partition: number): Partition => ({ partition, topic: 't' })
@@ -27,7 +28,8 @@ class FakeCoordinator {
     at: () => Promise.resolve(this.#link),
     known: () => undefined,
     module,
-    refusal: (code: number, text?: string) => new ProtocolRefusal(module.protocolErrorsCodesById[code as 0], text),
+    refusal: (code: number, text?: string) =>
+      new ProtocolRefusal(String(module.protocolErrorsCodesById[code as 0]), text),
     topics: () => Promise.resolve(new Map()),
   } as unknown as Client
 

@@ -132,7 +132,7 @@ describe('a producer session', () => {
       kill: () => {},
       killed: false,
       module,
-      refusal: (code: number) => new ProtocolRefusal(module.protocolErrorsCodesById[code as 0]),
+      refusal: (code: number) => new ProtocolRefusal(String(module.protocolErrorsCodesById[code as 0])),
     }
     const connector = { open: () => Promise.resolve(client), release: () => {} } as never
     return { session: await ProducerSession.open(connector, 1000, 1000), wire }

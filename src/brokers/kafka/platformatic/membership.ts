@@ -203,16 +203,15 @@ export class Membership {
     const over = new AbortController()
     const stopped = AbortSignal.any([signal, over.signal])
     const beating = this.#beat(generation, counts, stopped)
-    let out: unknown
-    beating.catch((error: unknown) => {
-      out = error
-    })
+    let out = false
+    beating.catch(() => (out = true))
     try {
       const giving = this.#events.assigned(assignment, awaited)
       this.#generation = generation
       joined()
-      if (!(await giving)) await beating
-      if (out !== undefined && !signal.aborted) throw out
+      const gave = await giving
+      // Who is out of the group by now meets nobody as what he was.
+      if (!gave || (out && !signal.aborted)) await beating
     } finally {
       over.abort()
     }
