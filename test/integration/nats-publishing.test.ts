@@ -230,7 +230,8 @@ describeWith('private nats', 'publishing to a server that fails', () => {
     const login = { pass: 'right', user: 'relay' }
     const publisher = await stage.publisher({ timeoutMs: 5000 }, login)
     const [refused] = await publisher.publish([sampleMessage('secret.x')])
-    expect(refused).toMatchObject({ class: 'fatal', outcome: 'failed' })
+    // The server names the subject and no message: one before it, sent while that was allowed, may be there.
+    expect(refused).toMatchObject({ class: 'fatal', outcome: 'unknown' })
     expect(refused?.error.message).toContain('secret.x')
     expect(await publisher.publish([sampleMessage(stage.topic)])).toEqual([])
     const wrong = stage.broker({ ...login, pass: 'wrong' }).publisher()

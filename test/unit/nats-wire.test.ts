@@ -54,12 +54,20 @@ describe('answers of JetStream', () => {
     expect(read('{"stream":"orders","domain":"hub","seq":7,"duplicate": true}')).toBe('stored')
     expect(read('{"stream":"error", "seq":7}')).toBe('stored')
     expect(read('{"seq":7,"stream":"orders"}')).toBe('stored')
+    expect(read('{"stream":"orders", "seq": 7}')).toBe('stored')
   })
 
   test('an error is an error wherever it stands', () => {
     const error = { code: 503, err_code: 10077, description: 'maximum messages exceeded' }
     expect(read(JSON.stringify({ error, stream: 'orders', seq: 0 }))).toEqual(error)
     expect(read(JSON.stringify({ stream: 'orders', seq: 0, error }))).toEqual(error)
+  })
+
+  test('a duplicate of what has no place on the stream is not stored', () => {
+    expect(read('{"stream":"orders", "seq":0,"duplicate": true}')).toBeUndefined()
+    expect(read('{"stream":"orders","seq": 0,"duplicate": true}')).toBeUndefined()
+    expect(read('{"stream":"orders", "seq":10,"duplicate": true}')).toBe('stored')
+    expect(read('{"stream":"orders", "seq":90}')).toBe('stored')
   })
 
   test('what a plain subscriber of the subject replies is no answer', () => {

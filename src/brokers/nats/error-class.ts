@@ -31,7 +31,7 @@ export interface JetStreamFault {
  * | 10039, 10076 JetStream not enabled; 10035 no account        | fatal     | failed  | configuration |
  * | 10109 sealed; 10060, 10071 an expectation; 10169 a counter  | fatal     | failed  | the stream is not for events |
  * | 10174 atomic batches disabled                               | fatal     | failed  | `durability: 'fsync'` needs them |
- * | no permission to publish; credentials refused               | fatal     | failed, or unknown if sent | configuration |
+ * | no permission to publish; credentials refused               | fatal     | unknown, or failed if not sent | configuration |
  * | 10002, 10023, 10028, 10047, 10077, 10122 resources, limits  | retry     | failed  | full; room may be made, by age or by hand |
  * | no answer in time; the connection went                      | retry     | unknown | the message may be there |
  * | any other                                                   | retry     | failed  | a cluster without a leader, a stream that moves |
@@ -137,14 +137,14 @@ export function unsendable(topic: string, id: string, why: string): Verdict {
   return { class: 'poison', error, outcome: 'failed' }
 }
 
-/** The account may not publish there. */
+/** The account may not publish there. The server does not say which message it means: one before it may be there. */
 export function forbidden(topic: string, cause: Error): Verdict {
   const error = new MillraceError(
     'PUBLISH_FATAL',
     `the account may not publish to ${topic}: grant it in the server's permissions`,
     { cause, details: { topic } },
   )
-  return { class: 'fatal', error, outcome: 'failed' }
+  return { class: 'fatal', error, outcome: 'unknown' }
 }
 
 /** No answer within the deadline. */

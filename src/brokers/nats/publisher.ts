@@ -366,7 +366,10 @@ export class NatsPublisher implements Publisher {
   #sweep(run: PublishRun): Timer {
     let timer: Timer
     const look = (): void => {
-      run.expire(this.#clock.monotonic() - this.#timeoutMs, (m) => unanswered(m.topic, m.id, this.#timeoutMs))
+      // Its stream may have other copies than it had, or be another.
+      run.expire(this.#clock.monotonic() - this.#timeoutMs, (m) =>
+        this.#doubt(m.topic, unanswered(m.topic, m.id, this.#timeoutMs)),
+      )
       timer = this.#clock.setTimer(look, Math.max(1, this.#timeoutMs / SWEEPS))
     }
     timer = this.#clock.setTimer(look, Math.max(1, this.#timeoutMs / SWEEPS))
