@@ -16,6 +16,7 @@
 import { delay } from '../core/clock.ts'
 import type { Capture } from './capture/capture.ts'
 import type { Anchor } from './capture/polling/delta.ts'
+import { warnOfLeftoverSlot } from './capture/replication/leftover-slot.ts'
 import { type MadeSlot, makeSlot } from './capture/replication/slot-maker.ts'
 import { slotName } from './capture/replication/slot-name.ts'
 import { freeSlot, readSlot } from './capture/replication/slot.ts'
@@ -179,11 +180,13 @@ async function catchUp(
 /** Polls for a while, with the slot and its place kept: what polling publishes, the stream leaves out later. */
 async function pollAside(
   options: JoinedTermOptions,
-  { lease, log, poll }: StreamTerm,
+  { lease, log, poll, sessions }: StreamTerm,
   { start, why }: { readonly start: StreamingCheckpoint; readonly why: string },
   signal: AbortSignal,
 ): Promise<void> {
   options.onCapture('polling', why)
+  // Where it never comes to a stream again, the slot would fill the disk in silence.
+  await warnOfLeftoverSlot(sessions.writer.client, options)
   const polling = poll(await log.load(), start.wal)
   const over = new AbortController()
   let passed = false

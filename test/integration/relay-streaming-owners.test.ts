@@ -1,9 +1,10 @@
 /** Streams that are not what they were judged to be, and relays that are owners no more. */
+import { setTimeout } from 'node:timers/promises'
 import pg from 'pg'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { systemClock } from '../../src/core/clock.ts'
 import { MillraceError } from '../../src/core/errors.ts'
-import { silentLogger } from '../../src/core/logger.ts'
+import { type Logger, silentLogger } from '../../src/core/logger.ts'
 import { Signals } from '../../src/core/signals.ts'
 import { makeSlot } from '../../src/outbox-relay/capture/replication/slot-maker.ts'
 import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.ts'
@@ -84,6 +85,28 @@ for (const version of [18, 15] as const) {
       await two.stop()
       await pool.end()
       expect(numbers()).toEqual(upTo(30))
+    })
+
+    test('a relay whose stream does not open any more polls, and says what the slot costs', async () => {
+      const one = relayOf()
+      await streams(one)
+      await append(1, 3)
+      await broker.until(3)
+      await one.stop()
+      while ((await readSlot(database.pool, slot))?.activePid !== undefined) await setTimeout(20)
+      const pool = poolThatWaits(() => Promise.reject(new Error('no pg_hba.conf entry for replication')))
+      const warnings: string[] = []
+      const warn = (_fields: unknown, text?: string): void => void warnings.push(text ?? '')
+      const two = relayOf({ logger: { ...silentLogger, warn } as Logger, postgres: pool })
+      await append(4, 6)
+      await two.start()
+      await broker.until(6)
+      expect(two.stats()).toMatchObject({ capture: 'polling', failures: 0 })
+      expect(warnings.join()).toContain('no pg_hba.conf entry')
+      expect(warnings.join()).toContain(`the replication slot ${slot} is not read and makes the server keep its log`)
+      await two.stop()
+      await pool.end()
+      expect(numbers()).toEqual(upTo(6))
     })
 
     test('a relay that has lost its lease leaves the slot to the next owner', async () => {

@@ -74,6 +74,13 @@ describe('pages of the stream', () => {
     expect(taken(pages)).toEqual(['5,6 -> 410'])
   })
 
+  test('a transaction whose commit begins where the start is has not been published', () => {
+    const pages = made({ start: { lsn: 210n } })
+    transaction(pages, 209n, [1])
+    transaction(pages, 210n, [2])
+    expect(taken(pages)).toEqual(['2 -> 220'])
+  })
+
   test('the same commit position in another place than the start means nothing', () => {
     const pages = made({ start: { lsn: 210n, tx: 300n, rows: 2 } })
     transaction(pages, 301n, [1, 2])
