@@ -70,19 +70,25 @@ const lookSql = (schema: string): string => `
          (select count(*) from ${schema}.lease l where ${gone('l')})::int as free`
 
 const takeSql = (schema: string, free: string, where: string): string => `
-  with free as materialized (select shard from ${schema}.lease l where ${gone('l')} order by shard ${free})
+  with free as materialized (select shard from ${schema}.lease l where ${gone('l')} ${free})
   update ${schema}.lease l
   set epoch = l.epoch + 1, token = $1, holder = $2, expires_at = ${until('$3')},
       backend_pid = pg_backend_pid(), backend_start = ${SELF_START}
   from free where l.shard = free.shard ${where}
   returning l.shard, l.epoch::text as epoch`
 
-// Some rows: a row that somebody is at is left to them, or for the next look. Uses lease_pkey.
-const claimSql = (schema: string): string => takeSql(schema, 'limit $4 for update skip locked', '')
+// Some rows: a row that somebody is at is left to them, or for the next look. Uses lease_pkey. None that we believe to
+// hold: it may have had another owner since, and what we know of its checkpoint is from before; the renewal finds out.
+const claimSql = (schema: string): string =>
+  takeSql(schema, 'and shard <> all($5::smallint[]) order by shard limit $4 for update skip locked', '')
 
 // All rows or none, locked in one order. Uses lease_pkey.
 const claimAllSql = (schema: string): string =>
-  takeSql(schema, 'for update', `and (select count(*) from free) = (select count(*) from ${schema}.lease)`)
+  takeSql(
+    schema,
+    'order by shard for update',
+    `and (select count(*) from free) = (select count(*) from ${schema}.lease)`,
+  )
 
 // The rows that still are ours, locked in one order, as a takeover locks them. Uses lease_pkey. A lease belongs to the
 // connection that took it: behind a transaction pooler it is lost, not shared.
@@ -212,7 +218,7 @@ export class Lease {
   /** Takes up to `count` shards that nobody holds; returns which. */
   async claim(sql: Sql, count: number): Promise<readonly number[]> {
     const { holder, ttlMs } = this.#options
-    const { rows } = await sql.query(claimSql(this.#schema), [this.#token, holder, ttlMs, count])
+    const { rows } = await sql.query(claimSql(this.#schema), [this.#token, holder, ttlMs, count, this.#fence.shards])
     return this.#take(rows as Taken[])
   }
 

@@ -271,6 +271,19 @@ for (const version of [18, 15] as const) {
       for (const client of [holder, one, two]) client.release(true)
     })
 
+    test('a shard that was lost unnoticed, and is free again, is not claimed by who still believes to hold it', async () => {
+      const [one, two] = [await pool.connect(), await pool.connect()]
+      const options = { clock: systemClock, holder: 'member', schema: 'outbox', ttlMs: 60_000 }
+      const [first, second] = [await Lease.join(one, options), await Lease.join(two, options)]
+      expect(await first.claim(one, 4)).toEqual([0, 1, 2, 3])
+      await pool.query(`update outbox.lease set expires_at = '-infinity' where shard in (1, 2)`)
+      expect(await second.claim(two, 2)).toEqual([1, 2])
+      await second.give(two, [1, 2])
+      expect(await first.claim(one, 3)).toEqual([4, 5, 6])
+      await expect(first.renew(one)).rejects.toMatchObject({ code: 'LEASE_LOST' })
+      for (const client of [one, two]) client.release(true)
+    })
+
     test('one that does not share is not counted, takes all or nothing, and keeps what it has', async () => {
       const [all, some] = [await pool.connect(), await pool.connect()]
       const options = { clock: systemClock, holder: 'member', schema: 'outbox', ttlMs: 60_000 }
