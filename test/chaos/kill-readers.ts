@@ -9,6 +9,8 @@ import { services } from '../support/services.ts'
 
 /** One message as it lies in the broker. */
 export interface Found {
+  /** When the broker stored it, by the machine's clock: milliseconds since the epoch. */
+  readonly at: number
   readonly id: string
   readonly key: string
   readonly n: number
@@ -34,12 +36,12 @@ class Shelf {
   readonly #ids = new Set<string>()
   readonly #waiting = new Set<{ readonly met: () => boolean; readonly resolve: () => void }>()
 
-  put(partition: number, id: string, key: string, payload: Buffer): void {
+  put(partition: number, id: string, key: string, payload: Buffer, at: number): void {
     const { key: written, n } = read(payload)
     if (written !== key) throw new Error(`message ${id} has the key ${key} and the payload of ${written}`)
     let list = this.found.get(partition)
     if (list === undefined) this.found.set(partition, (list = []))
-    list.push({ id, key, n })
+    list.push({ at, id, key, n })
     this.#ids.add(id)
     for (const one of this.#waiting) {
       if (!one.met()) continue
@@ -63,10 +65,27 @@ class Shelf {
 /** Makes the topic and reads it with kafkajs' own consumer. */
 export async function kafkaReader(topic: string): Promise<TopicReader> {
   const brokers = services().kafka as string
+  await makeKafkaTopic(brokers, topic)
+  return readKafka(brokers, topic)
+}
+
+/** Makes a topic whose messages bear the time at which the broker stored them. */
+export async function makeKafkaTopic(brokers: string, topic: string): Promise<void> {
+  const admin = new Kafka({ brokers: brokers.split(','), logLevel: logLevel.NOTHING }).admin()
+  await admin.connect()
+  const configEntries = [{ name: 'message.timestamp.type', value: 'LogAppendTime' }]
+  await admin.createTopics({
+    topics: [{ configEntries, numPartitions: KAFKA_PARTITIONS, topic }],
+    waitForLeaders: true,
+  })
+  await admin.disconnect()
+}
+
+/** Reads a topic from its beginning. */
+export async function readKafka(brokers: string, topic: string): Promise<TopicReader> {
   const kafka = new Kafka({ brokers: brokers.split(','), logLevel: logLevel.NOTHING })
   const admin = kafka.admin()
   await admin.connect()
-  await admin.createTopics({ topics: [{ numPartitions: KAFKA_PARTITIONS, topic }], waitForLeaders: true })
   const consumer = kafka.consumer({ groupId: `reader-${randomUUID()}`, maxWaitTimeInMs: 100 })
   await consumer.connect()
   await consumer.subscribe({ fromBeginning: true, topics: [topic] })
@@ -77,9 +96,9 @@ export async function kafkaReader(topic: string): Promise<TopicReader> {
   await consumer.run({
     eachBatch: ({ batch: { messages, partition } }) => {
       try {
-        for (const { headers, key, offset, value } of messages) {
+        for (const { headers, key, offset, timestamp, value } of messages) {
           next.set(partition, Number(offset) + 1)
-          shelf.put(partition, String(headers?.['millrace-id']), String(key), value as Buffer)
+          shelf.put(partition, String(headers?.['millrace-id']), String(key), value as Buffer, Number(timestamp))
         }
       } catch (error) {
         fail(error)
@@ -109,18 +128,32 @@ export async function kafkaReader(topic: string): Promise<TopicReader> {
 /** Makes a stream for the topic and reads it with an ordered consumer of nats.js. */
 export async function natsReader(topic: string): Promise<TopicReader> {
   const servers = services().nats as string
+  await makeStream(servers, topic)
+  return readNats(servers, topic)
+}
+
+/** Makes a stream for the topic. */
+export async function makeStream(servers: string, topic: string): Promise<void> {
   const connection = await connect({ servers })
   const manager = await jetstreamManager(connection)
   // The shortest window: longer than it takes to start a daemon, it would hide what is sent again.
   await manager.streams.add({ duplicate_window: 100_000_000, name: topic, subjects: [topic] })
+  await connection.close()
+}
+
+/** Reads a stream from its beginning; closing deletes it. */
+export async function readNats(servers: string, topic: string): Promise<TopicReader> {
+  const connection = await connect({ servers })
+  const manager = await jetstreamManager(connection)
   const consumer = await jetstream(connection).consumers.get(topic)
   const messages = await consumer.consume()
   const shelf = new Shelf()
   let last = 0
   const reading = (async (): Promise<void> => {
-    for await (const { data, headers, seq } of messages) {
+    for await (const { data, headers, seq, time } of messages) {
       last = seq
-      shelf.put(0, headers?.get('millrace-id') ?? '', headers?.get('millrace-key') ?? '', Buffer.from(data))
+      const id = headers?.get('millrace-id') ?? ''
+      shelf.put(0, id, headers?.get('millrace-key') ?? '', Buffer.from(data), time.getTime())
     }
   })()
   const failed = reading.then(() => new Promise<never>(() => {}))

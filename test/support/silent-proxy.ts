@@ -8,6 +8,8 @@ export interface SilentProxy {
   silence(portAtTarget?: number): void
   /** What becomes of new connections: they are refused, accepted and left silent, or served. They are served at first. */
   newcomers(fate: 'refused' | 'silent' | 'served'): void
+  /** Where new connections lead from now on. */
+  lead(target: URL): void
   /** Ends the connections that are open. */
   cut(): void
   close(): Promise<void>
@@ -16,9 +18,10 @@ export interface SilentProxy {
 export async function silentProxy(target: URL): Promise<SilentProxy> {
   const pairs = new Set<readonly [client: Socket, upstream: Socket]>()
   let fate: 'refused' | 'silent' | 'served' = 'served'
+  let to = target
   const server = createServer((client) => {
     if (fate === 'refused') return void client.destroy()
-    const upstream = connect(Number(target.port), target.hostname)
+    const upstream = connect(Number(to.port), to.hostname)
     const pair = [client, upstream] as const
     pairs.add(pair)
     if (fate === 'served') {
@@ -50,6 +53,7 @@ export async function silentProxy(target: URL): Promise<SilentProxy> {
       }
     },
     newcomers: (next) => void (fate = next),
+    lead: (next) => void (to = next),
     cut,
     async close() {
       cut()
