@@ -1,115 +1,70 @@
 /**
- * `npm run bench`: what the stations cost, as ratios within one run on one machine, against real servers. Prints a table
- * and, with `--write`, records it in bench/RESULTS.md. `--records=N` changes the backlog (default: a million).
+ * `npm run bench`: the speed table, as ratios within one run on one machine, against private real servers. It prints a
+ * table, and with `--write` puts it first into bench/RESULTS.md.
+ *
+ *   --only a,b     these measures alone; `--only list` names them
+ *   --full         the long way: ten million records waiting, ten minutes without a broker
+ *   --rounds N     of each comparison, 3; the median counts
+ *   --scale X      so many times the events, for a quick look: 0.1
+ *   --profile      profiles of every child, and what took the time in each
+ *   --write        into bench/RESULTS.md
  */
-import { readFileSync, writeFileSync } from 'node:fs'
-import os from 'node:os'
-import path from 'node:path'
 import { parseArgs } from 'node:util'
-import pg from 'pg'
-import { startServices } from '../src/testing/services/index.ts'
-import { type Backlog, makeBacklog } from './backlog.ts'
-import type { Drain } from './drain.ts'
-import { benchInbox } from './inbox.ts'
+import { isMillraceError } from '../src/index.ts'
+import { measures } from './measures/index.ts'
+import { Report } from './stage/report.ts'
+import { Profiles } from './stage/profiles.ts'
+import { type Row, failed, skipped } from './stage/row.ts'
+import { Stage } from './stage/stage.ts'
 
-const { values } = parseArgs({ options: { records: { type: 'string' }, write: { type: 'boolean' } } })
-const records = Number(values.records ?? 1_000_000)
-const RUNS = 3
-
-const lines: string[] = []
-const print = (line: string): void => {
-  lines.push(line)
-  console.log(line)
-}
-
-const services = await startServices({
-  env: process.env,
-  print: (line) => console.log(line),
-  services: ['postgres18', 'kafka', 'nats'],
+const { values } = parseArgs({
+  options: {
+    full: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    profile: { type: 'boolean', default: false },
+    rounds: { type: 'string', default: '3' },
+    scale: { type: 'string', default: '1' },
+    write: { type: 'boolean', default: false },
+  },
 })
+const only = values.only?.split(',')
+const unknown = only?.find((name) => !measures.some((measure) => measure.name === name))
+if (unknown !== undefined) {
+  console.log(`measures: ${measures.map(({ name }) => name).join(', ')}`)
+  process.exit(unknown === 'list' ? 0 : 2)
+}
+const profiles = values.profile ? new Profiles() : undefined
+const stage = new Stage({
+  full: values.full,
+  profile: profiles?.folder,
+  rounds: Number(values.rounds),
+  scale: Number(values.scale),
+})
+const report = new Report(stage.options)
 try {
-  const { postgres18, kafka, nats } = services.addresses
-  if (postgres18 === undefined) throw new Error('no PostgreSQL: nothing can be measured')
-  await heading(postgres18)
-  console.log(`making a backlog of ${records} records`)
-  const backlog = await makeBacklog(postgres18, records)
-  try {
-    await relayTable(backlog, { kafka: kafka && `kafka://${kafka}`, nats: nats && `nats://${nats}` })
-  } finally {
-    await backlog.drop()
+  report.heading((await stage.postgres()).version)
+  for (const measure of measures) {
+    if (only !== undefined && !only.includes(measure.name)) continue
+    const began = performance.now()
+    try {
+      report.rows(await measure.run(stage))
+    } catch (error) {
+      report.rows([notMeasured(measure.name, error as Error)])
+    }
+    report.aside(`${measure.name}: ${Math.round((performance.now() - began) / 1000)} s`)
+    profiles?.tell(measure.name)
   }
-  await inboxTable(postgres18)
+  report.end()
 } finally {
-  await services.stop()
+  await stage.end()
 }
-if (values.write) {
-  const file = path.join(import.meta.dirname, 'RESULTS.md')
-  const earlier = readFileSync(file, 'utf8').split(/^(?=## )/m)
-  writeFileSync(file, [earlier[0], `${lines.join('\n')}\n\n`, ...earlier.slice(1)].join(''))
-}
+if (values.write) report.write()
 
-async function heading(postgres: string): Promise<void> {
-  const client = new pg.Client({ connectionString: postgres })
-  await client.connect()
-  const { rows } = await client.query<{ v: string }>(`select current_setting('server_version') as v`)
-  await client.end()
-  const cpu = os.cpus()
-  print(`## ${new Date().toISOString().slice(0, 10)}`)
-  print('')
-  print(`${cpu.length} cores (${cpu[0]?.model.trim()}), ${Math.round(os.totalmem() / 2 ** 30)} GiB, ${os.type()};`)
-  print(
-    `Node ${process.version}, PostgreSQL ${rows[0]?.v}; everything on this machine, load ${os.loadavg()[0]?.toFixed(1)} at the start.`,
-  )
-  print('')
-}
-
-async function relayTable(
-  backlog: Backlog,
-  brokers: { kafka: string | undefined; nats: string | undefined },
-): Promise<void> {
-  await backlog.drain('cursor') // warms the caches
-  // In turns, so that a noisy minute falls on both.
-  const cursors: Drain[] = []
-  const nulls: Drain[] = []
-  for (let run = 0; run < RUNS; run++) {
-    cursors.push(await backlog.drain('cursor'))
-    nulls.push(await backlog.drain('null'))
-  }
-  const cursor = median(cursors)
-  print(`Draining ${backlog.records} records of 1000 bytes (median of ${RUNS} for the first two rows):`)
-  print('')
-  print('| | records/s | of the bare cursor | CPU µs/record | peak RSS MiB | goal |')
-  print('|---|---|---|---|---|---|')
-  row('bare cursor, rows thrown away', cursor, '')
-  row('relay to a null broker', median(nulls), '≥ 0.9, ≤ 160 MiB')
-  if (brokers.nats) row('relay to NATS JetStream', await backlog.drain(brokers.nats), '≤ 160 MiB')
-  if (brokers.kafka) row('relay to Kafka through kafkajs', await backlog.drain(brokers.kafka), '≤ 256 MiB')
-  print('')
-
-  function row(name: string, drain: Drain, goal: string): void {
-    const rate = Math.round(backlog.records / drain.seconds)
-    const ratio = (cursor.seconds / drain.seconds).toFixed(2)
-    const cpu = ((drain.cpuSeconds / backlog.records) * 1e6).toFixed(1)
-    print(`| ${name} | ${rate} | ${ratio} | ${cpu} | ${Math.round(drain.maxRssMib)} | ${goal} |`)
-  }
-}
-
-async function inboxTable(postgres: string): Promise<void> {
-  const results = []
-  for (let run = 0; run < RUNS; run++) results.push(await benchInbox(postgres))
-  results.sort((a, b) => a.ratio - b.ratio)
-  const middle = results[Math.floor(RUNS / 2)]
-  if (middle === undefined) return
-  print(`Effects through the inbox, 1 KB messages over 1000 keys, one effect row each (median of ${RUNS}):`)
-  print('')
-  print('| | per second | ratio | goal |')
-  print('|---|---|---|---|')
-  print(`| naive: one connection; begin, inbox row, effect, commit | ${Math.round(middle.naivePerSecond)} | 1 | |`)
-  print(`| consumer, default options | ${Math.round(middle.consumerPerSecond)} | ${middle.ratio.toFixed(1)} | ≥ 5 |`)
-  print(`| scheduler alone (key lanes and watermark) | ${Math.round(middle.schedulerPerSecond)} | | |`)
-}
-
-function median(drains: readonly Drain[]): Drain {
-  const sorted = drains.toSorted((a, b) => a.seconds - b.seconds)
-  return sorted[Math.floor(sorted.length / 2)] as Drain
+/** A server that this machine cannot start is left out; what breaks is a failure, and the others go on. */
+function notMeasured(name: string, error: Error): Row {
+  const why = error.message.split('\n')[0] ?? ''
+  if (isMillraceError(error) && error.code === 'SERVICE_UNAVAILABLE') return skipped(name, why)
+  console.error(error)
+  process.exitCode = 1
+  return failed(name, why)
 }
