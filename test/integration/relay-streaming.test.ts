@@ -273,6 +273,8 @@ for (const version of [18, 15] as const) {
         const two = relayOf()
         await two.start()
         await broker.until(30)
+        // It is known before the stream begins, and not by a stream that breaks.
+        expect(two.stats()).toMatchObject({ failures: 0 })
         await two.stop()
         expect(first()).toEqual(upTo(30))
       })

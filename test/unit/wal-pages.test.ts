@@ -53,7 +53,7 @@ describe('pages of the stream', () => {
     transaction(pages, 200n, [1, 2])
     transaction(pages, 300n, [3, 4, 5, 6])
     expect(taken(pages)).toEqual(['1,2,3 -> 210 300+1', '4,5,6 -> 210 300+4'])
-    expect(pages.progress().place).toEqual({ lsn: 310n })
+    expect(pages.progress()?.place).toEqual({ lsn: 310n })
   })
 
   test('what came is taken at once, full or not', () => {
@@ -66,12 +66,20 @@ describe('pages of the stream', () => {
   test('transactions before the start are left out, and the first rows of the one it lies in', () => {
     const start = { lsn: 210n, tx: 300n, rows: 2 }
     const pages = made({ start })
-    expect(pages.progress().place).toBe(start)
+    expect(pages.progress()?.place).toBe(start)
     transaction(pages, 200n, [1, 2])
-    expect(pages.progress().place).toBe(start)
+    expect(pages.progress()?.place).toBe(start)
     transaction(pages, 300n, [3, 4, 5])
     transaction(pages, 400n, [6])
     expect(taken(pages)).toEqual(['5,6 -> 410'])
+  })
+
+  test('no place is given away while a page waits to be taken', () => {
+    const pages = made()
+    transaction(pages, 200n, [1])
+    expect(pages.progress()).toBeUndefined()
+    pages.take()
+    expect(pages.progress()?.place).toEqual({ lsn: 210n })
   })
 
   test('a transaction whose commit begins where the start is has not been published', () => {
@@ -101,7 +109,7 @@ describe('pages of the stream', () => {
     anchor = { snapshot: Snapshot.parse('80:80:'), floor: 8n }
     pages.onLogicalMessage(marker)
     expect(pages.progress()).toEqual({ anchor, place: { lsn: 710n } })
-    expect(pages.progress().anchor).toBeUndefined()
+    expect(pages.progress()?.anchor).toBeUndefined()
   })
 
   test('an anchor belongs to the page before whose end its marker came, and to no earlier one', () => {
@@ -117,14 +125,14 @@ describe('pages of the stream', () => {
   test('a keep-alive moves the place between transactions and not inside one', () => {
     const pages = made()
     pages.onKeepalive(150n)
-    expect(pages.progress().place).toEqual({ lsn: 150n })
+    expect(pages.progress()?.place).toEqual({ lsn: 150n })
     pages.onBegin(400n)
     pages.onKeepalive(500n)
     pages.onMessage(message(1), 1000n, 0, 10)
     expect(pages.take()?.reached.place).toEqual({ lsn: 150n, tx: 400n, rows: 1 })
     pages.onKeepalive(120n)
     pages.onCommit(410n)
-    expect(pages.progress().place).toEqual({ lsn: 410n })
+    expect(pages.progress()?.place).toEqual({ lsn: 410n })
   })
 
   test('pages are bounded in bytes, a larger message is a page of its own, and two waiting pages pause the stream', () => {

@@ -178,7 +178,8 @@ export class StreamingCapture implements Capture {
 
   async idle(signal: AbortSignal): Promise<void> {
     this.#throwFailure()
-    if (!this.#pages.ready) this.#advance(this.#pages.progress())
+    const progress = this.#pages.progress()
+    if (progress !== undefined) this.#advance(progress)
     this.#tend()
     if (this.#pages.ready || signal.aborted) return
     await new Promise<void>((resolve) => {

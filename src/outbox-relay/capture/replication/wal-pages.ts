@@ -96,8 +96,9 @@ export class WalPages implements WalSink {
     return this.#waiting.length > 0 || this.#messages.length > 0
   }
 
-  /** How far all is published when every page that was taken is; asked while `ready` is false. */
-  progress(): WalProgress {
+  /** How far all is published when every page that was taken is; undefined while one is there to be taken. */
+  progress(): WalProgress | undefined {
+    if (this.ready) return undefined
     const anchor = this.#anchor
     this.#anchor = undefined
     return { anchor, place: this.#place() }
