@@ -21,6 +21,8 @@ if (process.argv[2] === 'relay') {
   endWithNpx(process.env)
 }
 muteWarnings('TimeoutNegativeWarning')
+// Whoever reads may go, as `head` does: the work is done all the same, and what is left to say is said to nobody.
+for (const output of [process.stdout, process.stderr]) output.on('error', () => {})
 const code = await runCli(process.argv.slice(2), {
   environment: process.env,
   out: (text) => process.stdout.write(text),

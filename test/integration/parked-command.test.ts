@@ -6,6 +6,7 @@ import { createRelay } from '../../src/outbox-relay/relay.ts'
 import { trackLifecycle } from '../support/leaks.ts'
 import { appendSql } from '../support/outbox-writer.ts'
 import { pickyBroker } from '../support/picky-broker.ts'
+import { CliProcess } from './cli-process.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
 
 for (const version of [18, 15] as const) {
@@ -54,6 +55,12 @@ for (const version of [18, 15] as const) {
       expect(JSON.parse(page.out)).toMatchObject({ id, key: 'k', reason: 'poison' })
       expect((await run(['list', '--limit', '1'])).out).toMatch(/go on with --after \d+/)
       expect((await run(['list', '--topic', 'odd'])).out).toContain('1 event of 1 key parked')
+    })
+
+    test('a reader that goes away, as head does, is no failure', async () => {
+      const listing = new CliProcess(['parked', 'list', '--database-url', database.url])
+      listing.closeOutput()
+      expect(await listing.ended).toMatchObject({ code: 0, signal: null })
     })
 
     test('show prints the payload only when it is asked for', async () => {

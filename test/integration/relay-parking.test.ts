@@ -8,7 +8,7 @@ import { Lease } from '../../src/outbox-relay/lease.ts'
 import { CrashCounter, type Parking, ParkingOwner, createParking } from '../../src/outbox-relay/parking/index.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { trackLifecycle } from '../support/leaks.ts'
-import { appendSql, read } from '../support/outbox-writer.ts'
+import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
 import { type PickyBroker, pickyBroker } from '../support/picky-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
 
@@ -106,6 +106,42 @@ for (const [version, capture] of [
       await until(() => published('k').length === 60)
       expect(published('k')).toEqual(numbers(60))
       await nothingParked()
+    })
+
+    test('a key whose row somebody holds open is left alone, and not published again and again', async () => {
+      broker.refuses = ({ topic }) => topic === 'orders'
+      await append('open', 1, 3)
+      await append('free', 1, 3)
+      const relay = await started()
+      await until(async () => (await parked()).length === 6)
+      await relay.stop()
+      await parking.replay({ all: true })
+      const held = await openTransaction(database.url)
+      await held.query(`select from outbox.parked_key where key = 'open' for update`)
+      broker.refuses = () => false
+      await started()
+      await until(async () => (await parking.count({ all: true })).records === 3)
+      expect(broker.stored.map(({ key }) => key)).toEqual(['free', 'free', 'free'])
+      await held.query('rollback')
+      await held.end()
+      await nothingParked()
+      expect(broker.stored.map(({ key }) => key).slice(3)).toEqual(['open', 'open', 'open'])
+    })
+
+    test('what was discarded while its page was held up for hours is passed over by whichever relay reads it again', async () => {
+      await append('k', 1, 1)
+      const relay = await started()
+      await until(() => published('k').length === 1)
+      await relay.stop()
+      await append('k', 2, 3)
+      await database.pool.query(
+        `insert into outbox.parked_discard (shard, seq, id, topic, key, type, bytes, parked_at, discarded_by, reason)
+         select shard, seq, id, topic, key, type, 1, now() - interval '5 hours', 'somebody', 'a test'
+         from outbox.record order by seq offset 1 limit 1`,
+      )
+      await started()
+      await until(() => published('k').includes(3))
+      expect(published('k')).toEqual([1, 3])
     })
 
     test('events without a key are parked alone', async () => {

@@ -1,6 +1,7 @@
 /**
- * Events that were discarded may be seen again: the relay reads on from its checkpoint, which may lie before them. What
- * was parked long before the newest checkpoint is behind it for good; the ids of the rest are remembered, and an event
+ * Events that were discarded may be seen again: the relay reads on from its checkpoint, which may lie before them. A page
+ * that the broker holds up may be opened anew by one relay after another, each time with a checkpoint of that time. What
+ * was parked a day before the newest checkpoint is behind it for good; the ids of the rest are remembered, and an event
  * with such an id is passed over.
  */
 import { type Sql, quoteIdentifier } from '../../postgres/sql.ts'
@@ -13,7 +14,7 @@ const loadSql = (schema: string): string => `
   select id from ${schema}.parked_discard where shard = any($1::smallint[]) and parked_at > coalesce(
     (select min(newest.written_at) from unnest($1::smallint[]) s (shard) cross join lateral (
        select written_at from ${schema}.checkpoint c where c.shards @> array[s.shard] order by n desc limit 1) newest)
-    - interval '10 minutes', '-infinity')
+    - interval '1 day', '-infinity')
   order by parked_at desc limit ${MAX_IDS}`
 
 /** The discarded events of the held shards that may still come. */

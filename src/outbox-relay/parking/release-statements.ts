@@ -51,9 +51,12 @@ const askedSql = (schema: string): string => `
   select k.lane, k.shard, k.reason, k.replay, exists (select from ${schema}.parked_record r
            where r.lane = k.lane and r.discard_at is not null) as marked
   from ${schema}.parked_key k where k.asked_at is not null and k.shard = any($1::smallint[])
-  order by k.asked_at limit $2`
+  order by k.asked_at limit $2 for no key update of k skip locked`
 
-/** The lanes of these shards of which something was asked, the oldest first. */
+/**
+ * The lanes of these shards of which something was asked, the oldest first; not those that somebody is at, because what
+ * was published of them could not be deleted and would be published at each look.
+ */
 export async function askedLanes(
   sql: Sql,
   schema: string,
