@@ -22,12 +22,16 @@ export interface Batch {
 
 /** What the broker does with a request: refuses a batch by name, loses the request or its answer, or never answers. */
 export interface Faults {
+  /** Whether this batch is passed over: neither stored nor answered, though others of the request are. */
+  omit?(batch: Batch): boolean
   /** The error of this batch; undefined stores it. */
   refuse?(batch: Batch): string | undefined
   /** The error that is told of this batch, which was stored all the same. */
   refuseStored?(batch: Batch): string | undefined
   /** What happens to the request as a whole. */
-  request?(batches: readonly Batch[]): 'hang' | 'lose answer' | 'lose request' | 'garble answer' | undefined
+  request?(
+    batches: readonly Batch[],
+  ): 'hang' | 'lose answer' | 'lose request' | 'garble answer' | 'lock out' | undefined
 }
 
 interface Log {
@@ -99,11 +103,13 @@ export class FakeCluster {
     await Promise.resolve()
     const fault = this.faults.request?.(batches)
     if (fault === 'lose request') throw new module.NetworkError('Connection closed')
-    const answers = batches.map((batch) => {
+    const answered = batches.filter((batch) => this.faults.omit?.(batch) !== true)
+    const answers = answered.map((batch) => {
       const errorCode = this.#append(batch)
       const told = errorCode === 0 ? this.faults.refuseStored?.(batch) : undefined
       return { batch, errorCode: told === undefined ? errorCode : codeOf(told) }
     })
+    if (fault === 'lock out') throw new module.AuthenticationError('the password is another one now')
     if (fault === 'garble answer') throw new TypeError('the answer cannot be read')
     if (fault === 'lose answer') throw new module.NetworkError('Connection closed')
     if (fault === 'hang') return await new Promise<object>(() => {})

@@ -169,6 +169,8 @@ describe('a membership in a Kafka group', () => {
     given.resolve(true)
     await assigned(2)
     expect(log).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
+    const joins = coordinator.requests.filter((one) => one.name === 'joinGroup')
+    expect(joins.map((one) => one.args[3])).toEqual(['', 'm', ''])
   })
 
   test('out of the group while giving something up is out of the group', async () => {
@@ -203,6 +205,22 @@ describe('a membership in a Kafka group', () => {
     coordinator.answers['syncGroup'] = (count) => (count === syncs + 1 ? 'REBALANCE_IN_PROGRESS' : (undefined as never))
     await assigned(2)
     expect(log).toEqual(['assigned 0,1', 'assigned 0,1'])
+  })
+
+  test('an assignment that lay there for longer than the session counts from when it was asked for', async () => {
+    const late = Promise.withResolvers<object>()
+    const beat = Promise.withResolvers<object>()
+    coordinator.answers['syncGroup'] = () => late.promise
+    coordinator.answers['heartbeat'] = () => beat.promise
+    run()
+    await expect.poll(() => coordinator.count('syncGroup'), { interval: 2, timeout: 10_000 }).toBe(1)
+    const until = performance.now() + 2 * SESSION_MS
+    await expect.poll(() => performance.now() > until, { interval: 5, timeout: 10_000 }).toBe(true)
+    late.resolve({ assignment: encodeAssignment(module, [p(0)]), errorCode: 0 })
+    await assigned(1)
+    expect(membership.expired).toBe(true)
+    beat.resolve({ errorCode: 0 })
+    await expect.poll(() => log.at(-1), { interval: 2, timeout: 10_000 }).toBe('revived')
   })
 
   test('a commit of which an offset was not answered is not taken for one', async () => {

@@ -28,7 +28,7 @@ describe('what may be stored is never told as failed, and its numbers are given 
   beforeEach(async () => {
     cluster = new FakeCluster()
     cluster.partitions = 1
-    publisher = new PlatformaticPublisher(cluster.connector, settingsOf({ brokers: 'b:1' }), { timeoutMs: 400 })
+    publisher = new PlatformaticPublisher(cluster.connector, settingsOf({ brokers: 'b:1' }), { timeoutMs: 2000 })
     await publisher.start()
   })
   afterEach(() => publisher.close())
@@ -77,6 +77,14 @@ describe('what may be stored is never told as failed, and its numbers are given 
     expect(ids(cluster.stored)).toEqual(ids(first))
   })
 
+  test('a connection on which we are not let in any more says nothing of what was sent on it', async () => {
+    cluster.faults.request = () => 'lock out'
+    const first = page(3)
+    const unresolved = await publisher.publish(first)
+    expect(unresolved.map((one) => `${one.outcome} ${one.class}`)).toEqual(first.map(() => 'unknown fatal'))
+    expect(ids(cluster.stored)).toEqual(ids(first))
+  })
+
   test('a message that is refused for ever after a lost answer is parked only when that is sure', async () => {
     cluster.faults.request = once('lose answer')
     cluster.faults.refuse = () => (cluster.requests.length > 1 ? 'INVALID_RECORD' : undefined)
@@ -93,6 +101,42 @@ describe('what may be stored is never told as failed, and its numbers are given 
     expect(unresolved).toHaveLength(4)
     expect(unresolved.filter((one) => one.class === 'poison')).toEqual([])
     expect(unresolved[0]).toMatchObject({ index: 0, outcome: 'unknown' })
+  })
+
+  test('halves have a new producer when the whole may be stored under the numbers of the old one', async () => {
+    cluster.faults.request = once('lose answer')
+    cluster.faults.refuse = ({ records }) =>
+      cluster.requests.length > 1 && records.length === 4 ? 'MESSAGE_TOO_LARGE' : undefined
+    const first = page(4)
+    expect(await publisher.publish(first)).toEqual([])
+    expect(cluster.requests.map(([batch]) => [batch?.producerId, batch?.records.length])).toEqual([
+      [1n, 4],
+      [1n, 4],
+      [2n, 2],
+      [2n, 2],
+    ])
+  })
+
+  test('what may be stored is asked for as long as there is time, not only as long as a refusal may pass', async () => {
+    const started = performance.now()
+    cluster.faults.request = () => (performance.now() - started < 1200 ? 'lose answer' : undefined)
+    const first = page(3)
+    expect(await publisher.publish(first)).toEqual([])
+    expect(ids(cluster.stored)).toEqual(ids(first))
+  })
+
+  test('a partition that an answer leaves out is sent again', async () => {
+    cluster.partitions = 4
+    let first = true
+    cluster.faults.omit = ({ partition }) => first && partition === cluster.requests[0]?.at(-1)?.partition
+    cluster.faults.request = () => {
+      first = cluster.requests.length === 1
+      return undefined
+    }
+    const messages = page(20)
+    expect(await publisher.publish(messages)).toEqual([])
+    expect(ids(cluster.stored).toSorted()).toEqual(ids(messages).toSorted())
+    expect(cluster.requests.length).toBe(2)
   })
 
   test('a new producer begins with the next publish, also where only one message stayed unknown', async () => {
