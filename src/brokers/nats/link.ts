@@ -18,8 +18,11 @@ export interface LinkEvents {
   onClosed(error: Error | undefined): void
 }
 
-/** Pings find a connection that died without saying so within two of these. */
-const PING_INTERVAL_MS = 10_000
+/**
+ * Pings find a connection that died without saying so after two of these, before a third is over: sooner than a publish is
+ * given up by default, for what is sent again over a dead connection is not stored either.
+ */
+const PING_INTERVAL_MS = 3000
 const MAX_PINGS_OUT = 2
 const RECONNECT_MIN_MS = 50
 const RECONNECT_MAX_MS = 2000
