@@ -40,10 +40,10 @@ const POLLING: readonly Place[] = [
 
 const STREAMING: readonly Place[] = [
   // On the way to the stream.
-  { where: 'before:create publication', nth: 1, anew: 'publication' },
-  { where: 'after:create publication', nth: 1, anew: 'publication' },
   { where: 'before:pg_drop_replication_slot', nth: 1, anew: 'publication' },
   { where: 'after:pg_drop_replication_slot', nth: 1, anew: 'publication' },
+  { where: 'before:create publication', nth: 1, anew: 'publication' },
+  { where: 'after:create publication', nth: 1, anew: 'publication' },
   { where: 'capture:look', nth: 2, anew: 'slot' },
   { where: 'capture:open', nth: 1, anew: 'slot' },
   { where: 'dispatch:published', nth: 1, anew: 'slot' },
@@ -103,6 +103,13 @@ async function staged(version: 15 | 18) {
   return { child, database, stage }
 }
 
+async function hasSlot(pool: pg.Pool, database: string): Promise<boolean> {
+  const { rowCount } = await pool.query('select from pg_replication_slots where slot_name = $1', [
+    slotName(database, 'outbox'),
+  ])
+  return rowCount === 1
+}
+
 /** Takes away what is to be made anew. */
 async function takeAway(pool: pg.Pool, database: string, what: Place['anew']): Promise<void> {
   if (what === undefined) return
@@ -135,11 +142,12 @@ async function standsStill(child: CliProcess): Promise<void> {
 async function killedEverywhere(version: 15 | 18, capture: 'polling' | 'replication', some: readonly Place[]) {
   const { child, database, stage } = await staged(version)
   const places = Array.from({ length: campaign }, () => some).flat()
-  // The first one makes publication and slot.
-  const first = child({ capture })
-  await first.logged({ capture })
-  await first.kill()
   for (const { anew, nth, where } of places) {
+    if (capture === 'replication' && !(await hasSlot(database.pool, database.name))) {
+      const first = child({ capture, leaseTtlMs: 1000 })
+      await first.logged({ capture })
+      await first.kill()
+    }
     await takeAway(database.pool, database.name, anew)
     const relay = child({ capture, leaseTtlMs: 1000, step: { nth, signal: 'SIGKILL', where } })
     const ended = await relay.ended
