@@ -104,6 +104,89 @@ for (const version of [18, 15] as const) {
       two.release()
     })
 
+    test('a takeover waits for a write that is under way, and finds it; a claim of some shards leaves them (trap 6)', async () => {
+      const owner = await database.pool.connect()
+      const old = (await Lease.acquire(owner, {
+        clock: systemClock,
+        holder: 'old',
+        schema: 'outbox',
+        ttlMs: 1,
+      })) as Lease
+      await owner.query('begin')
+      await new CheckpointLog(owner, 'outbox', old).write({ base: { snapshot: Snapshot.NOTHING, floor: 7n } })
+      await owner.query('select pg_sleep(0.01)')
+      const some = await Lease.join(database.pool, {
+        clock: systemClock,
+        holder: 'some',
+        schema: 'outbox',
+        ttlMs: 60_000,
+      })
+      expect(await some.claim(database.pool, 16)).toEqual([])
+      let taken = false
+      const taking = acquire('new').then((lease) => {
+        taken = true
+        return lease as Lease
+      })
+      const waiting = async (): Promise<boolean> => (await database.pool.query(WAITING_SQL)).rows[0].n > 0
+      while (!taken && !(await waiting())) await database.pool.query('select pg_sleep(0.01)')
+      expect(taken).toBe(false)
+      await owner.query('commit')
+      expect(await floorOf(await taking)).toBe(7n)
+      owner.release()
+    })
+
+    test('a backend with the number of the owner’s, and another start, is not the owner', async () => {
+      await acquire('owner', 3_600_000)
+      // As when the server was restarted, or has come round to the number.
+      await database.pool.query(
+        `update outbox.lease set backend_pid = (select max(pid) from pg_stat_activity where backend_type = 'checkpointer'),
+           backend_start = now() - interval '1 day'`,
+      )
+      expect(await acquire('contender')).toBeDefined()
+    })
+
+    test('the dead are no members: the living divide all shards', async () => {
+      const options = { clock: systemClock, holder: 'member', schema: 'outbox', ttlMs: 3_600_000 }
+      const [one, two] = [await database.pool.connect(), await database.pool.connect()]
+      const lease = await Lease.join(one, options)
+      await Lease.join(two, options)
+      expect((await lease.look(one)).share).toBe(8)
+      two.release(true)
+      while ((await lease.look(one)).share !== 16) await database.pool.query('select pg_sleep(0.01)')
+      one.release()
+    }, 30_000)
+
+    test('the log certifies nobody else’s row: the bucket of one that is not certified stays as it is', async () => {
+      const sql = await database.pool.connect()
+      const lease = await Lease.join(sql, { clock: systemClock, holder: 'owner', schema: 'outbox', ttlMs: 60_000 })
+      await lease.claim(sql, 15)
+      await database.pool.query(
+        `insert into outbox.checkpoint (bucket, shards, epoch, base, base_floor, writer) values (0, '{15}', 1, '3:3:', 0, '3')`,
+      )
+      const log = new CheckpointLog(sql, 'outbox', lease, 100)
+      for (let n = 1; n <= 380; n++) await log.write({ base: { snapshot: Snapshot.NOTHING, floor: BigInt(n) } })
+      const { rows } = await database.pool.query(
+        `select writer::text, xmin::text = '3' as certified from outbox.checkpoint where shards = '{15}'`,
+      )
+      expect(rows).toEqual([{ writer: '3', certified: false }])
+      sql.release()
+    })
+
+    test('a relay that takes its shards while a re-anchoring waits for the lease is seen, and nothing is changed', async () => {
+      const client = await database.pool.connect()
+      await client.query('begin')
+      await client.query('select from outbox.lease for update')
+      const anchoring = reAnchor(database.pool, { lockTimeoutMs: 60_000 }).catch((error: unknown) => error)
+      while ((await database.pool.query(WAITING_SQL)).rows[0].n === 0)
+        await database.pool.query('select pg_sleep(0.01)')
+      const options = { clock: systemClock, holder: 'quick', schema: 'outbox', ttlMs: 60_000 }
+      const lease = (await Lease.acquire(client, options)) as Lease
+      await client.query('commit')
+      expect(await anchoring).toMatchObject({ code: 'CHECKPOINT_IN_USE' })
+      await lease.renew(client)
+      client.release()
+    })
+
     test('a sequence that was set back is refused instead of skipping what follows', async () => {
       const broker = recordingBroker()
       const relay = relayOf({ broker })
