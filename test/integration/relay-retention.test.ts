@@ -39,6 +39,16 @@ for (const version of [18, 15] as const) {
 
     const relayOf = (broker: RecordingBroker): Relay => trackLifecycle('relay', createRelay({ broker, postgres: pool }))
 
+    test('a base does not see the transaction of its own upper bound', async () => {
+      await database.pool.query(
+        `insert into outbox.record (tx, bucket, shard, id, topic, type, payload)
+         values ('1000', 0, 0, gen_random_uuid(), 'orders', 't', '')`,
+      )
+      const [unseen, seen] = [Snapshot.parse('1000:1000:'), Snapshot.parse('1001:1001:')]
+      const found = await lookInto(database.pool, 'outbox.record_0', [unseen, seen])
+      expect([...found.unseenBy]).toEqual([unseen])
+    })
+
     test('a bucket that is old and published is emptied, one that is young or being written is kept', async () => {
       const broker = recordingBroker()
       const relay = relayOf(broker)
