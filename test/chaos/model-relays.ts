@@ -20,7 +20,7 @@ const PAGE_BYTES = [2048, 64 * 1024, 4 * 1024 * 1024]
 const HASTE = 4
 
 // What ends a term here, and nothing else may: a cut connection, or a lease that somebody took.
-const EXPECTED_CODES = new Set(['57P01', 'CONNECTION_LOST', 'LEASE_LOST'])
+const EXPECTED_CODES = new Set(['57P01', 'CONNECTION_LOST', 'ECONNRESET', 'EPIPE', 'LEASE_LOST'])
 
 // Rows of recent writes; a message may be published only if one of them has opened a delta that holds it.
 const OPENED_SQL = `

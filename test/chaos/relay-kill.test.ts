@@ -82,7 +82,7 @@ for (const { name, reader } of brokers) {
       expectTails(topic.found)
       expect(restarts).toBeLessThanOrEqual(KILLS)
       expect(repeats).toBeLessThanOrEqual(KILLS * PAGE_SIZE)
-    })
+    }, 240_000)
 
     test('stood still past its lease it is replaced, and awake again it writes no checkpoint and inverts no key', async () => {
       const { database, random, topic, writers } = await stage(reader)

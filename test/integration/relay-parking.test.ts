@@ -1,19 +1,15 @@
 /** Events that the broker refuses for good: parked with their key, replayed in order, discarded; whatever dies meanwhile. */
-import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { afterEach, beforeEach, expect, test } from 'vitest'
 import { Signals } from '../../src/core/signals.ts'
 import { systemClock } from '../../src/core/clock.ts'
 import type { Logger } from '../../src/core/logger.ts'
-import type { OutgoingMessage } from '../../src/core/message.ts'
-import { Lease } from '../../src/outbox-relay/lease.ts'
 import { CrashCounter, type Parking, ParkingOwner, createParking } from '../../src/outbox-relay/parking/index.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { trackLifecycle } from '../support/leaks.ts'
 import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
+import { firstOf, joined, message, until } from '../support/parking-stage.ts'
 import { type PickyBroker, pickyBroker } from '../support/picky-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
-
-// The machine may be busy; what is slow is told by `until`.
-vi.setConfig({ testTimeout: 90_000 })
 
 for (const [version, capture] of [
   [18, 'polling'],
@@ -458,18 +454,6 @@ for (const [version, capture] of [
       await nothingParked()
     })
 
-    async function joined({ pool }: TestDatabase) {
-      const client = await pool.connect()
-      const options = { clock: systemClock, holder: 'test', schema: 'outbox', ttlMs: 60_000 }
-      const lease = (await Lease.acquire(client, options)) as Lease
-      expect(lease).toBeDefined()
-      const release = async (): Promise<void> => {
-        await lease.release(client)
-        client.release()
-      }
-      return { client, lease, release }
-    }
-
     function ownerOf({ client, lease }: Awaited<ReturnType<typeof joined>>, maxLanes?: number): ParkingOwner {
       return new ParkingOwner({
         backoff: { minDelayMs: 1, maxDelayMs: 10 },
@@ -488,24 +472,4 @@ for (const [version, capture] of [
       })
     }
   })
-}
-
-function message(key: string | null, n: number): OutgoingMessage {
-  const id = `01900000-0000-7000-8000-00000000000${n}`
-  const payload = Buffer.from(JSON.stringify({ key, n }))
-  return { id, topic: 'orders', key, type: 't', payload, headers: {}, timeMs: 0, seq: String(1000 + n) }
-}
-
-/** The numbers of a key, each at its first appearance. */
-function firstOf(stored: readonly OutgoingMessage[], key: string | null): number[] {
-  return [...new Set(stored.filter((one) => one.key === key).map((one) => read(one.payload).n))]
-}
-
-/** Waits for a state, generously: the machine may be busy. */
-async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 50_000
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`not within 50 s: ${String(holds)}`)
-    await new Promise((resolve) => setTimeout(resolve, 5))
-  }
 }
