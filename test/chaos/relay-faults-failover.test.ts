@@ -183,7 +183,11 @@ describeWith(
         const flags = ['--database-url', server.url, '--broker', `nats://${address}`, '--capture', capture]
         const daemon = new CliProcess(['relay', ...flags])
         await reads(daemon, capture)
+        const { rows } = await pool.query('select pg_current_wal_lsn()::text as lsn')
         await reader.until(await appendSql(pool, 'k', 1, topic))
+        // A checkpoint that is under way would wait for the standby as well, and the relay for it.
+        const written = `select count(*)::int as n from outbox.checkpoint where wal > $1 or $2 = 'polling'`
+        await expect.poll(async () => (await pool.query(written, [rows[0].lsn, capture])).rows[0].n).toBeGreaterThan(0)
 
         await standby.stop('immediate')
         const writer = await pool.connect()
