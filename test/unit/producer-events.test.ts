@@ -202,6 +202,19 @@ async function append(outbox: unknown, events: unknown) {
     },
   }
   const { ids } = await (outbox as Outbox<never>).append(tx, events as Appendable)
+  if (statements[0]?.length === 7) {
+    const [lane, id, , key, , payload, one] = statements[0] as [
+      string,
+      string,
+      string,
+      string | null,
+      string,
+      Buffer,
+      string,
+    ]
+    expect(lane).toBe(key ?? id)
+    return { ids, headers: [JSON.parse(one) as unknown], payloads: [payload.toString('utf8')], statements }
+  }
   const [bytes, , , , , headers, starts, lengths] = (statements[0] ?? [
     Buffer.alloc(0),
     '',
