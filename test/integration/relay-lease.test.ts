@@ -264,7 +264,13 @@ for (const version of [18, 15] as const) {
       const error = await refused.start().catch((caught: unknown) => caught as Error)
       expect(error).toMatchObject({ code: 'CHECKPOINT_UNCERTIFIED' })
       expect((error as Error).message).toContain('millrace checkpoint re-anchor')
-      await reAnchor(database.pool)
+      // Until the connection of the refused one has gone, its shards are in use.
+      const anchored = (): Promise<unknown> =>
+        reAnchor(database.pool).then(
+          ({ done }) => done,
+          (thrown: unknown) => thrown,
+        )
+      await expect.poll(anchored).toBe(true)
       const again = relayOf({ broker })
       await again.start()
       while (broker.stored.length < 2) await database.pool.query('select pg_sleep(0.02)')
