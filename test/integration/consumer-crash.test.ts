@@ -69,6 +69,12 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
         })
         onTestFinished(() => void child.kill('SIGKILL'))
         expect(await once(child, 'exit')).toEqual([null, 'SIGKILL'])
+        // A COMMIT that was sent before the kill is still carried out: only when its backends are gone is it all there.
+        const backends = `select count(*)::int as n from pg_stat_activity
+          where datname = current_database() and backend_type = 'client backend'`
+        await expect
+          .poll(async () => (await database.pool.query(backends)).rows[0].n - database.pool.totalCount, { interval: 20 })
+          .toBe(0)
         const before = (await effects(database.pool)).length
         expect(before).toBeGreaterThan(0)
         expect(before).toBeLessThan(2000)
