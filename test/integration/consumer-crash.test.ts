@@ -73,7 +73,9 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
         const backends = `select count(*)::int as n from pg_stat_activity
           where datname = current_database() and backend_type = 'client backend'`
         await expect
-          .poll(async () => (await database.pool.query(backends)).rows[0].n - database.pool.totalCount, { interval: 20 })
+          .poll(async () => (await database.pool.query(backends)).rows[0].n - database.pool.totalCount, {
+            interval: 20,
+          })
           .toBe(0)
         const before = (await effects(database.pool)).length
         expect(before).toBeGreaterThan(0)
