@@ -162,13 +162,12 @@ describeWith(
   'a commit that waits for a synchronous standby that is down (trap 32)',
   () => {
     test.each([
-      { capture: 'replication', slots: 'plain', early: true },
-      { capture: 'replication', slots: 'synchronized_standby_slots', early: false },
-      { capture: 'polling', slots: 'plain', early: false },
+      { capture: 'replication', slots: 'synchronized_standby_slots' },
+      { capture: 'polling', slots: 'plain' },
     ] as const)(
-      'is published before it is answered: $early ($capture, $slots)',
+      'is not published before it is answered ($capture, $slots)',
       { timeout: 120_000 },
-      async ({ capture, early, slots }) => {
+      async ({ capture, slots }) => {
         const { pool, server } = await outboxServer(18)
         const standby = disposed('a standby', await startStandby(server, { synchronous: true }))
         if (slots !== 'plain') {
@@ -196,7 +195,7 @@ describeWith(
         let answeredAt = Infinity
         const answered = writer.query('commit').then(() => (answeredAt = Date.now()))
         // Long enough for a relay that would publish it.
-        await (early ? reader.until(id) : passes(2000))
+        await passes(2000)
         expect(answeredAt, 'the commit waits').toBe(Infinity)
         const backAt = Date.now()
         await standby.start()
@@ -204,8 +203,7 @@ describeWith(
         writer.release()
         await reader.until(id)
         const at = [...reader.found.values()].flat().find((one) => one.id === id)?.at
-        if (early) expect(at).toBeLessThanOrEqual(backAt)
-        else expect(at).toBeGreaterThan(backAt)
+        expect(at).toBeGreaterThan(backAt)
         daemon.signal('SIGTERM')
         expect(await daemon.ended).toMatchObject({ code: 0 })
       },
