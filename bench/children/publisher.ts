@@ -33,7 +33,7 @@ const drain: Drain = {
 }
 process.send?.(drain)
 await way.close()
-process.disconnect?.()
+if (process.connected) process.disconnect()
 
 function waysTo(): { readonly [way in PublisherJob['way']]: () => Promise<PublishingWay> } {
   return {
