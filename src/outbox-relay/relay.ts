@@ -42,7 +42,10 @@ export interface RelayOptions {
   readonly logger?: Logger
   /** Called with every error that the relay survives, and with the one that ends it. Default: nothing. */
   readonly onError?: (error: Error) => void
-  /** The size of a page, bytes. At most two pages are in memory. A single larger event still is a page. Default: 4 MiB. */
+  /**
+   * The size of a page, bytes. Two pages are in memory at most, or four while it streams. A single larger event still is a
+   * page. Default: 4 MiB.
+   */
   readonly pageBytes?: number
   /**
    * The size of a page, events. Larger pages make larger broker batches, hold more memory and repeat more after a crash.
@@ -54,7 +57,10 @@ export interface RelayOptions {
    * database one trivial query. Default: 25.
    */
   readonly pollIntervalMs?: number
-  /** The outbox's database: the primary itself, not a standby and not a transaction pooler. The relay keeps two connections. */
+  /**
+   * The outbox's database: the primary itself, not a standby and not a transaction pooler. The relay keeps two connections
+   * and takes a third now and then, so the pool's max is 3 or more; a stream is a connection beside the pool.
+   */
   readonly postgres: PgPool
   /** How long one publish may stay unanswered before it is sent again, milliseconds. Default: 10000. */
   readonly publishTimeoutMs?: number
