@@ -2,10 +2,10 @@
  * What happens to a daemon's Postgres, under load and for both ways of reading: restarts, a kill, a connection that falls
  * silent, a publication and a slot that are dropped.
  */
-import type pg from 'pg'
 import { expect, test } from 'vitest'
 import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.ts'
 import type { PostgresServer } from '../../src/testing/services/index.ts'
+import { dropSlot } from '../support/drop-slot.ts'
 import { outboxDatabase, outboxServer } from '../support/outbox-server.ts'
 import { describeWith, services } from '../support/services.ts'
 import { silentProxy } from '../support/silent-proxy.ts'
@@ -30,19 +30,6 @@ async function stageOn(server: PostgresServer, name: string, databaseSeenAt?: (u
     ...(databaseSeenAt === undefined ? {} : { databaseSeenAt: databaseSeenAt(url) }),
     name: `${name}_${server.port}`,
   })
-}
-
-/** Drops the slot, whoever reads from it. */
-async function dropSlot(pool: pg.Pool, slot: string): Promise<void> {
-  for (;;) {
-    await pool.query('select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1', [slot])
-    try {
-      await pool.query('select pg_drop_replication_slot($1)', [slot])
-      return
-    } catch (error) {
-      if ((error as { code?: string }).code !== '55006') throw error
-    }
-  }
 }
 
 for (const version of [18, 15] as const) {

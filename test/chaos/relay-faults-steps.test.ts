@@ -8,6 +8,7 @@ import { expect, onTestFinished, test } from 'vitest'
 import { publicationName } from '../../src/outbox-relay/capture/replication/publication.ts'
 import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.ts'
 import { CliProcess } from '../integration/cli-process.ts'
+import { dropSlot } from '../support/drop-slot.ts'
 import type { RelayChildOptions, Step } from '../support/relay-child.ts'
 import { createTestDatabase, describeWith, services } from '../support/services.ts'
 import { campaign, faultStage, seed } from './fault-stage.ts'
@@ -113,20 +114,8 @@ async function hasSlot(pool: pg.Pool, database: string): Promise<boolean> {
 /** Takes away what is to be made anew. */
 async function takeAway(pool: pg.Pool, database: string, what: Place['anew']): Promise<void> {
   if (what === undefined) return
-  const slot = slotName(database, 'outbox')
-  if (what === 'publication') {
-    await pool.query(`drop publication if exists ${publicationName('outbox')}`)
-    return
-  }
-  for (let free = false; !free;) {
-    await pool.query('select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1', [slot])
-    free = await pool
-      .query('select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1', [slot])
-      .then(
-        () => true,
-        () => false,
-      )
-  }
+  if (what === 'publication') await pool.query(`drop publication if exists ${publicationName('outbox')}`)
+  else await dropSlot(pool, slotName(database, 'outbox'))
 }
 
 /** Resolves when the process stands still. */

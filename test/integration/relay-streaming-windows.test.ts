@@ -12,6 +12,7 @@ import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.t
 import type { Checkpoint } from '../../src/outbox-relay/checkpoint-log.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { type PostgresServer, startPostgres } from '../../src/testing/services/index.ts'
+import { dropSlot } from '../support/drop-slot.ts'
 import { track, trackLifecycle } from '../support/leaks.ts'
 import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
 import { type RecordingBroker, recordingBroker } from '../support/recording-broker.ts'
@@ -45,16 +46,26 @@ for (const version of [18, 15] as const) {
         if (freeing !== undefined) freeing.over = true
         await freeing?.done
         freeing = undefined
+        // After a failure they still are at work, with connections of the pool.
+        await Promise.allSettled(relays.splice(0).map((relay) => relay.stop()))
         await pool.end()
         release()
         await server.dispose()
       })
 
-      const relayOf = (options: Partial<RelayOptions> = {}): Relay =>
-        trackLifecycle(
-          'relay',
-          createRelay({ broker, capture: 'replication', leaseTtlMs: 60_000, postgres: pool, signals, ...options }),
-        )
+      const relays: Relay[] = []
+      const relayOf = (options: Partial<RelayOptions> = {}): Relay => {
+        const relay = createRelay({
+          broker,
+          capture: 'replication',
+          leaseTtlMs: 60_000,
+          postgres: pool,
+          signals,
+          ...options,
+        })
+        relays.push(relay)
+        return trackLifecycle('relay', relay)
+      }
       const until = async (text: string, params: unknown[] = []): Promise<void> => {
         while ((await pool.query(text, params)).rows.length === 0) await new Promise((done) => setTimeout(done, 20))
       }
@@ -113,17 +124,17 @@ for (const version of [18, 15] as const) {
         const writer = await openTransaction(server.url)
         await appendSql(writer, 'k', 1)
         const committed = await waitingCommit(writer)
+        const streaming = signals.next('relay:capture', (capture) => capture === 'replication')
         await second.query('rollback')
         await until('select from pg_replication_slots where slot_name = $1 and confirmed_flush_lsn is not null', [slot])
         let looks = 0
         const enough = signals.next('capture:look', () => ++looks === LOOKS)
-        await Promise.race([enough, signals.next('relay:capture', (capture) => capture === 'replication')])
+        await Promise.race([enough, streaming])
         await letCommitsGo()
         await committed.done
         await appendSql(pool, 'k', 2)
         await broker.until(2)
-        if (relay.stats().capture !== 'replication')
-          await signals.next('relay:capture', (capture) => capture === 'replication')
+        await streaming
         await appendSql(pool, 'k', 3)
         await broker.until(3)
         expect(numbers()).toEqual([1, 2, 3])
@@ -150,15 +161,7 @@ for (const version of [18, 15] as const) {
           const { base } = await signals.next<Checkpoint>('checkpoint:written', (written) => marked.has(written.base))
           off()
           found = base.snapshot.xmax <= BigInt(rows[0]?.xid ?? '0')
-          if (found) {
-            await pool.query('select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1', [
-              slot,
-            ])
-            await until(
-              'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1 and not active',
-              [slot],
-            )
-          }
+          if (found) await dropSlot(pool, slot)
           await open.query('commit')
           await open.end()
           await broker.until(n + 1)
@@ -180,6 +183,7 @@ for (const version of [18, 15] as const) {
           await appendSql(pool, 'k', 1)
           await broker.until(1)
           await holdCommits()
+          const polls = signals.next('relay:capture', (capture) => capture === 'polling')
           const altering = await openTransaction(server.url)
           await altering.query(`alter publication "${PUBLICATION}" ${away}`)
           const altered = await waitingCommit(altering)
@@ -189,7 +193,6 @@ for (const version of [18, 15] as const) {
           await appendSql(quick, 'k', 2)
           await quick.query('commit')
           // A marker that comes now must not say that this one is published.
-          const polls = signals.next('relay:capture', (capture) => capture === 'polling')
           const passed = signals.next('capture:marked').then(() => signals.next('capture:marked'))
           await Promise.race([polls, passed])
           await letCommitsGo()

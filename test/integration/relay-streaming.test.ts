@@ -6,6 +6,7 @@ import { publicationName } from '../../src/outbox-relay/capture/replication/publ
 import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { createOutbox } from '../../src/producer/index.ts'
+import { dropSlot } from '../support/drop-slot.ts'
 import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
 import { trackLifecycle } from '../support/leaks.ts'
 import { type RecordingBroker, recordingBroker } from '../support/recording-broker.ts'
@@ -45,21 +46,6 @@ for (const version of [18, 15] as const) {
     }
     const append = async (from: number, to: number, key = 'k'): Promise<void> => {
       for (let n = from; n <= to; n++) await appendSql(database.pool, key, n)
-    }
-    /** Ends the walsender and drops the slot before the relay is back, as an operator would who wants its WAL gone. */
-    const dropSlot = async (): Promise<void> => {
-      for (;;) {
-        try {
-          await database.pool.query(
-            `select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1`,
-            [slot],
-          )
-          await database.pool.query('select pg_drop_replication_slot($1)', [slot])
-          return
-        } catch (error) {
-          if ((error as { code?: string }).code !== '55006') throw error
-        }
-      }
     }
 
     test('what commits is published, in the order of the commits; what rolls back is not', async () => {
@@ -158,7 +144,7 @@ for (const version of [18, 15] as const) {
       await streams(relay)
       await append(1, 20)
       const again = signals.next('relay:capture', (capture) => capture === 'replication')
-      const dropping = dropSlot()
+      const dropping = dropSlot(database.pool, slot)
       await append(21, 60)
       await dropping
       await again
@@ -175,7 +161,7 @@ for (const version of [18, 15] as const) {
       await broker.until(10)
       await one.stop()
       await append(11, 20)
-      await dropSlot()
+      await dropSlot(database.pool, slot)
       await database.pool.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [slot])
       await append(21, 30)
       const two = relayOf()
