@@ -66,11 +66,11 @@ again by the next instance.`,
       value: '<n>',
     }),
     pollIntervalMs: integerFlag({
-      byDefault: '25',
+      byDefault: '100',
       environment: ['MILLRACE_POLL_INTERVAL_MS'],
       max: 60_000,
       min: 1,
-      summary: 'How long an idle relay waits before it looks again; latency against load.',
+      summary: 'The longest wait between two looks at an idle outbox, when polling; latency against load.',
       value: '<ms>',
     }),
     publishTimeoutMs: integerFlag({

@@ -53,8 +53,9 @@ export interface RelayOptions {
    */
   readonly pageSize?: number
   /**
-   * The longest wait between two looks at an idle outbox, milliseconds. Lower it for latency; an idle look costs the
-   * database one trivial query. Default: 25.
+   * The longest wait between two looks at an idle outbox, milliseconds. The first look after an event comes 2 ms later,
+   * and each empty one doubles the wait. Lower it for the latency of single events, raise it for idle CPU: a look costs
+   * the database one trivial query and the relay about half a millisecond of CPU. Only for polling. Default: 100.
    */
   readonly pollIntervalMs?: number
   /**
@@ -124,7 +125,7 @@ const DEFAULTS = Object.freeze({
   leaseTtlMs: 10_000,
   pageBytes: 4 * 1024 * 1024,
   pageSize: 500,
-  pollIntervalMs: 25,
+  pollIntervalMs: 100,
   publishTimeoutMs: 10_000,
   retentionMs: 24 * 3_600_000,
 })
