@@ -149,8 +149,10 @@ for (const version of [18, 15] as const) {
         await streaming
         const slot = slotName('postgres', 'outbox')
         for (let n = 1, found = false; !found; n += 2) {
+          const written = signals.next('checkpoint:written')
           await appendSql(pool, 'k', n)
           await broker.until(n)
+          await written
           // Nothing ends from here to the marker, so the marker's snapshot has this one at or above its xmax.
           const open = await openTransaction(server.url)
           await appendSql(open, 'late', n + 1)
