@@ -1,11 +1,13 @@
 /**
- * Sums up runs of vitest for the last lines of a CI run: `sum-test-runs.ts <results.json>… -- <failed step>…`. Each test
- * that failed is named once more with the beginning of its message, because the end of a log is what people are shown.
+ * Sums up runs of vitest for the last lines of a CI run: `sum-test-runs.ts <results.json>… -- <failed step>…`. The end of
+ * a log is what people are shown, and often no more than that. So first come the details, the beginning of each failed
+ * test's message, and after them, right before the line that counts, one short line for each step and test that failed.
  * A run without results, or one that failed without a failed test, counts as a failure, as does a failed step that is
  * no run. Exits 1 when anything failed.
  */
 import { readFileSync } from 'node:fs'
 import { relative } from 'node:path'
+import { stripVTControlCharacters } from 'node:util'
 
 interface Results {
   readonly numFailedTests: number
@@ -26,8 +28,16 @@ interface TestFile {
   }[]
 }
 
-/** How much of a failure's message is repeated. */
-const MESSAGE_CHARS = 1500
+interface Failure {
+  /** The file, and the test in it unless the file failed as a whole. */
+  readonly where: string
+  readonly message: string
+}
+
+/** How much of a failure's message the details have. */
+const DETAIL_CHARS = 1500
+/** How much of its first line the list at the end has. */
+const LINE_CHARS = 200
 
 const args = process.argv.slice(2)
 const files = args.slice(0, args.indexOf('--'))
@@ -36,26 +46,38 @@ const steps = args.slice(args.indexOf('--') + 1)
 let passed = 0
 let failed = 0
 let skipped = 0
+const failures: Failure[] = []
 for (const file of files) {
   const results = read(file)
   passed += results?.numPassedTests ?? 0
   skipped += results?.numPendingTests ?? 0
-  for (const one of results?.testResults ?? []) nameFailures(one)
+  failures.push(...(results?.testResults ?? []).flatMap(failuresOf))
   failed += results === undefined ? 1 : Math.max(results.numFailedTests, results.success ? 0 : 1)
 }
 // Whatever failed outside a test must not read as "0 failed".
 failed = Math.max(failed, steps.length)
+for (const { where, message } of failures) console.log(`FAILED ${where}\n${message.slice(0, DETAIL_CHARS)}\n`)
 if (skipped > 0) console.log(`${skipped} skipped`)
+for (const step of steps) console.log(`FAILED ${step}`)
+for (const { where, message } of failures) console.log(`FAILED ${where}: ${firstLine(message)}`)
 console.log(`${passed} passed, ${failed} failed`)
 process.exitCode = failed > 0 || passed === 0 ? 1 : 0
 
-function nameFailures({ name, status, message, assertionResults }: TestFile): void {
+function failuresOf({ name, status, message, assertionResults }: TestFile): Failure[] {
   const file = relative(process.cwd(), name)
-  const failures = assertionResults.filter((test) => test.status === 'failed')
-  for (const { fullName, failureMessages } of failures) {
-    console.log(`FAILED ${file} > ${fullName}\n${(failureMessages ?? []).join('\n').slice(0, MESSAGE_CHARS)}`)
-  }
-  if (status === 'failed' && failures.length === 0) console.log(`FAILED ${file}\n${message.slice(0, MESSAGE_CHARS)}`)
+  const failures = assertionResults
+    .filter((test) => test.status === 'failed')
+    .map(({ fullName, failureMessages }) => ({
+      where: `${file} > ${fullName}`,
+      message: (failureMessages ?? []).join('\n'),
+    }))
+  return status === 'failed' && failures.length === 0 ? [{ where: file, message }] : failures
+}
+
+/** What the list shows of a message: its first line that says something, without colours. */
+function firstLine(message: string): string {
+  const lines = stripVTControlCharacters(message).split('\n')
+  return (lines.find((line) => line.trim() !== '') ?? '').trim().slice(0, LINE_CHARS)
 }
 
 function read(file: string): Results | undefined {
