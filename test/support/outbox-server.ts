@@ -7,6 +7,7 @@ import { type PostgresServer, type PostgresVersion, startPostgres } from '../../
 import { track, trackLifecycle } from './leaks.ts'
 import { read } from './outbox-writer.ts'
 import { type RecordingBroker, recordingBroker } from './recording-broker.ts'
+import { within } from './services.ts'
 
 /** Disposes it when the test is over. */
 export function disposed<T extends { dispose(): Promise<void> }>(name: string, server: T): T {
@@ -24,7 +25,7 @@ export function poolOf(url: string): pg.Pool {
   const pool = new pg.Pool({ connectionString: url })
   pool.on('error', () => {})
   onTestFinished(async () => {
-    if (!pool.ending) await pool.end()
+    if (!pool.ending) await within(pool.end(), 5000)
   })
   return pool
 }
@@ -67,7 +68,7 @@ export async function refusalOf(pool: pg.Pool): Promise<Error & { code?: string 
   relay.start().catch(() => {})
   let accepted!: ReturnType<typeof setTimeout>
   const works = new Promise<Error>((resolve) => {
-    accepted = setTimeout(() => resolve(relay.stop().then(() => new Error('the relay was not refused'))), 15_000)
+    accepted = setTimeout(() => resolve(relay.stop().then(() => new Error('the relay was not refused'))), 60_000)
   })
   const refused = relay.stopped.then(
     () => new Error('the relay stopped'),

@@ -79,10 +79,21 @@ export async function createTestDatabase(
   const release = track(`database ${name}`, close)
   const end = async (): Promise<void> => {
     release()
-    await pool.end()
+    // After a failure somebody may still hold connections of it, and loses them with the database.
+    await within(pool.end(), CLOSE_TIMEOUT_MS)
     await asAdmin(server, (admin) => dropDatabase(admin, name))
   }
   return { close, name, pool, url }
+}
+
+const CLOSE_TIMEOUT_MS = 5000
+
+/** Waits for it, but not for ever: a test that failed must end, and say why. */
+export async function within(promise: Promise<unknown>, timeoutMs: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, timeoutMs)))
+  promise.catch(() => {})
+  await Promise.race([promise, late]).finally(() => clearTimeout(timer))
 }
 
 /** An idle replication slot goes with its database; one that is read keeps it until its reader has gone. */
