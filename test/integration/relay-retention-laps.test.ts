@@ -112,6 +112,7 @@ for (const version of [18, 15] as const) {
       }
       await client.end()
       expect(await rowsLeft()).toBe(written)
+      const { rows: used } = await pool.query('select distinct bucket from outbox.record')
       const told = logger.lines.filter(({ fields, level }) => fields.bucket === bucket && level !== 'debug')
       expect(told.map(({ level }) => level)).toContain('error')
       expect(told[0]?.fields).toMatchObject({ state: 'unpublished', shards: [...Array(16).keys()] })
@@ -126,7 +127,7 @@ for (const version of [18, 15] as const) {
       }
       await relay.stop()
       expect(firstOf(broker, 'k')).toEqual(Array.from({ length: written }, (_, n) => n))
-      expect(retention.stats().freed).toBeGreaterThanOrEqual(8)
+      expect(retention.stats().freed).toBeGreaterThanOrEqual(used.length)
     })
 
     test('the age is asked again under the lock: a sweep that stood still until the next lap empties nothing', async () => {
@@ -143,7 +144,8 @@ for (const version of [18, 15] as const) {
         const currentSql = `select (date_part('epoch', now())::int % 8) = $1 as current`
         while (!(await pool.query(currentSql, [bucket])).rows[0].current) await sleep(20)
       })
-      const { buckets } = await retentionOf(pool, { retentionMs: RETENTION_MS, signals }).sweep()
+      // Long enough for what comes after the wait to be done before the bucket is due again.
+      const { buckets } = await retentionOf(pool, { retentionMs: 4 * RETENTION_MS, signals }).sweep()
       expect(buckets[held as number]?.state).toBe('changed')
       expect(await countIn(pool, held as number)).toBe(1)
     })

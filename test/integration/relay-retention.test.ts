@@ -156,7 +156,7 @@ for (const version of [18, 15] as const) {
       const sweeping = new pg.Pool({ connectionString: database.url })
       await appendInto(pool, old, 'k', 0)
       for (let n = 1, state = ''; state !== 'changed'; n++) {
-        expect(n).toBeLessThan(50)
+        expect(n).toBeLessThan(200)
         await pool.query('truncate outbox.checkpoint')
         await checkpointHere(pool, ALL)
         const late = await openTransaction(database.url)

@@ -87,7 +87,7 @@ export async function sweptState(retention: Retention, bucket: number): Promise<
 export async function sweepUntil(retention: Retention, bucket: number, state: BucketState['state']): Promise<void> {
   const begun = performance.now()
   let last: string | undefined
-  while (performance.now() - begun < 25_000) {
+  while (performance.now() - begun < 60_000) {
     last = (await sweptState(retention, bucket)).state
     if (last === state) return
     await new Promise((resolve) => setTimeout(resolve, 20))
