@@ -6,12 +6,17 @@ import { systemClock } from '../../src/core/clock.ts'
 import { MillraceError } from '../../src/core/errors.ts'
 import { type Logger, silentLogger } from '../../src/core/logger.ts'
 import { Signals } from '../../src/core/signals.ts'
+import {
+  createPublicationSql,
+  ensurePublication,
+  readFingerprint,
+} from '../../src/outbox-relay/capture/replication/publication.ts'
 import { makeSlot } from '../../src/outbox-relay/capture/replication/slot-maker.ts'
 import { slotName } from '../../src/outbox-relay/capture/replication/slot-name.ts'
 import { readSlot } from '../../src/outbox-relay/capture/replication/slot.ts'
 import { type Relay, type RelayOptions, createRelay } from '../../src/outbox-relay/relay.ts'
 import { trackLifecycle } from '../support/leaks.ts'
-import { appendSql, read } from '../support/outbox-writer.ts'
+import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
 import { type RecordingBroker, recordingBroker } from '../support/recording-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
 
@@ -125,6 +130,17 @@ for (const version of [18, 15] as const) {
       await broker.until(3)
       expect(owner.stats()).toMatchObject({ capture: 'replication', failures: 0, fallbacks: 0 })
       await owner.stop()
+    })
+
+    test('a publication that somebody else makes at the same moment serves', async () => {
+      const other = await openTransaction(database.url)
+      await other.query(createPublicationSql('outbox'))
+      const ensured = ensurePublication(database.pool, 'outbox').catch((error: unknown) => error)
+      const waiting = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`
+      while ((await database.pool.query(waiting)).rowCount === 0) await setTimeout(20)
+      await other.query('commit')
+      expect(await ensured).toBe(await readFingerprint(database.pool, 'outbox'))
+      await other.end()
     })
 
     test('a change of the publication that is not committed yet ends the stream, and taking it back brings it again', async () => {

@@ -55,6 +55,9 @@ export function createPublicationSql(schema: string): string {
   )
 }
 
+/** `duplicate_object`, and `unique_violation` when the other one is committed only while this one waits for it. */
+const MADE_ALREADY: ReadonlySet<string> = new Set(['42710', '23505'])
+
 /** Makes the publication unless it is there, and returns its fingerprint. Throws PUBLICATION_MISSING with the fix. */
 export async function ensurePublication(sql: Sql, schema: string): Promise<string> {
   const found = await readFingerprint(sql, schema)
@@ -62,8 +65,8 @@ export async function ensurePublication(sql: Sql, schema: string): Promise<strin
   try {
     await sql.query(createPublicationSql(schema))
   } catch (error) {
-    // Somebody else made it just now: the look below says whether it serves.
-    if ((error as { code?: string }).code !== '42710') throw publicationMissing(schema, error as Error)
+    // Somebody else made it just now, before this one looked or while it was at it: the look below says whether it serves.
+    if (!MADE_ALREADY.has((error as { code?: string }).code ?? '')) throw publicationMissing(schema, error as Error)
   }
   const made = await readFingerprint(sql, schema)
   if (made === undefined) throw publicationMissing(schema)
