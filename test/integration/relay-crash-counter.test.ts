@@ -289,9 +289,9 @@ class Child {
 
 /** Waits for a state, generously: the machine may be busy. */
 async function until(holds: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 30_000
+  const deadline = performance.now() + 60_000
   while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`not within 30 s: ${String(holds)}`)
+    if (performance.now() > deadline) throw new Error(`not within 60 s: ${String(holds)}`)
     await new Promise((resolve) => setTimeout(resolve, 10))
   }
 }

@@ -107,8 +107,8 @@ function scenes(stageOf: () => Promise<Stage>): void {
 }
 
 for (const [name, make] of [
-  ['kafkajs', (brokers: string) => kafkajs({ brokers, unknownTopicMs: 500 })],
-  ['platformatic', (brokers: string) => platformatic({ brokers, unknownTopicMs: 500 })],
+  ['kafkajs', (brokers: string) => kafkajs({ brokers, unknownTopicMs: 2000 })],
+  ['platformatic', (brokers: string) => platformatic({ brokers, unknownTopicMs: 2000 })],
 ] as const) {
   describeWith(['kafka', 'postgres18'], `what Kafka refuses, through ${name}`, () => {
     scenes(async () => {
@@ -121,6 +121,7 @@ for (const [name, make] of [
       onTestFinished(() => broker.close())
       const create = (topic: string, settings: Record<string, string>) =>
         admin.createTopics({
+          timeout: 30_000,
           topics: [{ configEntries: Object.entries(settings).map(([key, value]) => ({ name: key, value })), topic }],
         })
       return {

@@ -21,7 +21,7 @@ describeWith('postgres18', 'a relay behind a network that falls silent', () => {
     pool = new pg.Pool({ connectionString: proxy.url })
     pool.on('error', () => {})
     broker = recordingBroker()
-    relay = trackLifecycle('relay', createRelay({ broker, capture: 'polling', postgres: pool, leaseTtlMs: 1000 }))
+    relay = trackLifecycle('relay', createRelay({ broker, capture: 'polling', postgres: pool, leaseTtlMs: 3000 }))
     await relay.start()
     await appendSql(database.pool, 'k', 1)
     await broker.until(1)

@@ -128,18 +128,18 @@ for (const version of VERSIONS)
 
     test('a paused stream outlives wal_sender_timeout and claims nothing', async () => {
       const stage = await walStage(version)
-      await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''2s''',
+      await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''3s''',
         current_database()); end $$`)
       for (let n = 0; n < 5; n++) await stage.append(`payload ${n}`)
       const before = await stage.confirmed()
       const seen = new Recorded()
       const stream = await stage.open(seen)
-      await delay(systemClock, 5000)
+      await delay(systemClock, 6500)
       expect(seen.order).toEqual([])
       stream.resume()
       await seen.until(() => seen.messages.length === 5)
       stream.pause()
-      await delay(systemClock, 3000)
+      await delay(systemClock, 1500)
       expect(await stage.confirmed()).toBe(before)
       expect(stream.stats().acknowledged).toBe(0n)
       stream.resume()
@@ -208,7 +208,7 @@ for (const version of VERSIONS)
 
     test('an idle slot follows the keep-alives, past what others write', async () => {
       const stage = await walStage(version)
-      await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''2s''',
+      await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''4s''',
         current_database()); end $$`)
       const seen = new Recorded()
       const stream = await stage.open(seen)
