@@ -22,7 +22,7 @@ export const seed = Number(process.env['MILLRACE_KILL_SEED'] ?? randomInt(2 ** 3
 export const campaign = Number(process.env['MILLRACE_CAMPAIGN'] ?? 1)
 
 /** How long everything that was committed may take until it is published, when nothing fails any more. */
-const LAST_WITHIN_MS = 40_000
+const LAST_WITHIN_MS = 90_000
 
 /** How long after a fault a silence still is called its consequence. */
 const WITHIN_MS = 4000

@@ -11,6 +11,9 @@ const CONNECTIONS = 4
 /** How long a writer waits for an answer before it takes the server for dead. */
 const PATIENCE_MS = 4000
 
+/** How long it waits for the tables to be made, and tries to write the last event of all. */
+const LAST_WITHIN_MS = 60_000
+
 const APPEND_SQL = `
   select outbox.append($1, $2, 'counted', convert_to(json_build_object('key', $2::text, 'n', $3::integer + i)::text, 'UTF8'))::text as id
   from generate_series(1, $4::integer) i`
@@ -41,7 +44,7 @@ export class FaultWriters {
       await client.query('create table aggregate (key text primary key, version integer not null)')
       await client.query(`insert into aggregate select 'key ' || i, 0 from generate_series(0, ${KEYS - 1}) i`)
       await client.query(`insert into aggregate values ('long', 0), ('last', 0)`)
-    })
+    }, LAST_WITHIN_MS)
     const short = Array.from({ length: CONNECTIONS }, () => this.#write((client) => this.#short(client)))
     this.#running = Promise.all([...short, this.#write((client) => this.#long(client))])
   }
@@ -52,10 +55,18 @@ export class FaultWriters {
     while (this.acknowledged.length < target) await passes(10)
   }
 
-  /** Stops, then writes one event that is the last of all. Returns its id. */
-  async finish(): Promise<string> {
+  /** Stops, then writes one event that is the last of all; one more when nobody knows whether it is committed. */
+  async finish(): Promise<void> {
     await this.close()
-    return this.#with((client) => this.#transaction(client, { count: 1, key: 'last' })).then((ids) => ids[0] as string)
+    for (const until = performance.now() + LAST_WITHIN_MS; ;) {
+      try {
+        await this.#with((client) => this.#transaction(client, { count: 1, key: 'last' }))
+        return
+      } catch (error) {
+        if (performance.now() > until) throw error
+        await passes(100)
+      }
+    }
   }
 
   async close(): Promise<void> {
@@ -118,11 +129,11 @@ export class FaultWriters {
     return ids
   }
 
-  async #with<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
+  async #with<T>(work: (client: pg.Client) => Promise<T>, patienceMs = PATIENCE_MS): Promise<T> {
     const client = new pg.Client({
       connectionString: this.#options.url(),
-      connectionTimeoutMillis: PATIENCE_MS,
-      query_timeout: PATIENCE_MS,
+      connectionTimeoutMillis: patienceMs,
+      query_timeout: patienceMs,
     })
     client.on('error', () => {})
     try {

@@ -97,6 +97,8 @@ export async function readKafka(brokers: string, topic: string): Promise<TopicRe
     eachBatch: ({ batch: { messages, partition } }) => {
       try {
         for (const { headers, key, offset, timestamp, value } of messages) {
+          // The group may have met again: then the consumer begins where it has last committed.
+          if (Number(offset) < (next.get(partition) ?? 0)) continue
           next.set(partition, Number(offset) + 1)
           shelf.put(partition, String(headers?.['millrace-id']), String(key), value as Buffer, Number(timestamp))
         }
@@ -151,6 +153,7 @@ export async function readNats(servers: string, topic: string): Promise<TopicRea
   let last = 0
   const reading = (async (): Promise<void> => {
     for await (const { data, headers, seq, time } of messages) {
+      if (seq <= last) continue
       last = seq
       const id = headers?.get('millrace-id') ?? ''
       shelf.put(0, id, headers?.get('millrace-key') ?? '', Buffer.from(data), time.getTime())
