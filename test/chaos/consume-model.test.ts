@@ -40,7 +40,7 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
 
       test(
         `every message takes effect once, and those of a key in order: seed ${seed}`,
-        { timeout: 120_000 },
+        { timeout: 180_000 },
         async () => {
           const database = await createTestDatabase()
           onTestFinished(() => database.close())
@@ -83,7 +83,7 @@ for (const kind of ['memory', 'kafka', 'nats'] as const) {
           await trouble
 
           const told = `seed ${seed}; ${JSON.stringify(members.happened)}`
-          await expect.poll(() => members.effects(), { interval: 100, timeout: 20_000, message: told }).toBe(MESSAGES)
+          await expect.poll(() => members.effects(), { interval: 100, timeout: 60_000, message: told }).toBe(MESSAGES)
           await members.stop()
           const { rows } = await database.pool.query<{ distinct: number; total: number }>(
             'select count(distinct id)::int as distinct, count(*)::int as total from effect',
