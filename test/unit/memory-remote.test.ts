@@ -49,19 +49,19 @@ describe('a publisher over a socket', () => {
   })
 
   it('answers unknown when no answer comes in time', async () => {
-    const publisher = memory({ url: server.url }).publisher({ timeoutMs: 50 })
+    const publisher = memory({ url: server.url }).publisher({ timeoutMs: 200 })
     await publisher.start()
-    host.faults.next({ delayMs: 500 })
+    host.faults.next({ delayMs: 2000 })
     expect(await publisher.publish([sampleMessage('t')])).toMatchObject([{ outcome: 'unknown', class: 'retry' }])
-    // On a busy machine one try may not connect within the 50 ms.
-    await expect.poll(() => publisher.publish([sampleMessage('t')]), { timeout: 10_000 }).toEqual([])
+    // On a busy machine one try may not connect within the 200 ms.
+    await expect.poll(() => publisher.publish([sampleMessage('t')])).toEqual([])
     await publisher.close()
   })
 
   it('sends nothing of a key behind a frame whose outcome is open: of a large batch, the later frames are never sent', async () => {
-    const publisher = memory({ url: server.url }).publisher({ timeoutMs: 100 })
+    const publisher = memory({ url: server.url }).publisher({ timeoutMs: 500 })
     await publisher.start()
-    host.faults.next({ delayMs: 300, loseAnswer: true })
+    host.faults.next({ delayMs: 1500, loseAnswer: true })
     // Each message fills a frame of its own.
     const payload = Buffer.alloc(700 * 1024)
     const batch = ['a', 'a', 'b'].map((key) => sampleMessage('t', { key, payload }))
@@ -219,7 +219,7 @@ describe('a member over a socket', () => {
 it('a process that is killed in the middle of publishing leaves the broker and what it stored', async () => {
   const script = fileURLToPath(new URL('../support/publish-until-killed.ts', import.meta.url))
   const child = spawn(process.execPath, [script, server.url, 't'], { stdio: 'inherit' })
-  await expect.poll(() => host.stats().topics['t']?.messages ?? 0, { timeout: 10_000 }).toBeGreaterThan(100)
+  await expect.poll(() => host.stats().topics['t']?.messages ?? 0).toBeGreaterThan(100)
   child.kill('SIGKILL')
   await once(child, 'exit')
   const publisher = memory({ url: server.url }).publisher()

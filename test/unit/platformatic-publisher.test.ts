@@ -28,7 +28,7 @@ describe('the platformatic publisher', () => {
   let publisher: PlatformaticPublisher
 
   async function make(options: { timeoutMs?: number; unknownTopicMs?: number } = {}): Promise<void> {
-    const { timeoutMs = 600, unknownTopicMs = 60_000 } = options
+    const { timeoutMs = 10_000, unknownTopicMs = 60_000 } = options
     const settings = settingsOf({ brokers: 'b:1', unknownTopicMs })
     publisher = new PlatformaticPublisher(cluster.connector, settings, { timeoutMs })
     await publisher.start()
@@ -38,6 +38,12 @@ describe('the platformatic publisher', () => {
     await make()
   })
   afterEach(() => publisher.close())
+  /** For what takes all the time there is. */
+  const hurry = async (): Promise<void> => {
+    await publisher.close()
+    cluster = new FakeCluster()
+    await make({ timeoutMs: 600 })
+  }
 
   test('a page is one request, and the next one goes on with its sequence numbers', async () => {
     const pages = [keyed(100), keyed(100)]
@@ -57,6 +63,7 @@ describe('the platformatic publisher', () => {
   })
 
   test('what has no answer until the time is up is unknown, and a new producer sends what comes after', async () => {
+    await hurry()
     cluster.faults.request = () => 'lose answer'
     const page = keyed(10)
     const unresolved = await publisher.publish(page)
@@ -72,6 +79,7 @@ describe('the platformatic publisher', () => {
   })
 
   test('a request that hangs is given up in time', async () => {
+    await hurry()
     cluster.faults.request = () => 'hang'
     const started = performance.now()
     const unresolved = await publisher.publish(keyed(10))
@@ -80,6 +88,7 @@ describe('the platformatic publisher', () => {
   })
 
   test('one sick partition keeps nobody else waiting, and what was refused failed', async () => {
+    await hurry()
     cluster.faults.refuse = ({ partition }) => (partition === 2 ? 'NOT_ENOUGH_REPLICAS' : undefined)
     const page = keyed(100)
     const unresolved = await publisher.publish(page)
@@ -120,6 +129,7 @@ describe('the platformatic publisher', () => {
   })
 
   test('of a key that is used in two topics nothing is stored in one while the other refuses what comes before', async () => {
+    await hurry()
     cluster.faults.refuse = ({ topic }) => (topic === 'sick' ? 'NOT_ENOUGH_REPLICAS' : undefined)
     const sick = { topic: 'sick' }
     const page = [message('a'), message('b', sick), message('b'), message('c'), message('a', sick), message('a')]
@@ -174,6 +184,7 @@ describe('the platformatic publisher', () => {
   })
 
   test('when nobody answers everything failed, for nothing was sent', async () => {
+    await hurry()
     cluster.unreachable = true
     const unresolved = await publisher.publish(keyed(5))
     expect(new Set(unresolved.map((one) => `${one.outcome} ${one.class}`))).toEqual(new Set(['failed retry']))
