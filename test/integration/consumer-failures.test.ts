@@ -167,11 +167,13 @@ describeWith('postgres18', 'a handler that fails', () => {
   })
 
   test('a transaction that the server ends for standing open too long counts as an attempt', async () => {
-    const { broker, consumer, errors, finished } = await stage({
+    const { broker, consumer, database, errors, finished } = await stage({
       handle: async (message, { tx }) => {
         if (message.key !== 'slow') return
+        const { rows } = await tx.query<{ pid: number }>('select pg_backend_pid() as pid')
         await tx.query("set local idle_in_transaction_session_timeout = '20ms'")
-        await new Promise((resolve) => setTimeout(resolve, 600))
+        const backend = 'select from pg_stat_activity where pid = $1'
+        await expect.poll(async () => (await database.pool.query(backend, [rows[0]?.pid])).rowCount).toBe(0)
         await tx.query('select 1')
       },
       retry: { attempts: 2, maxDelayMs: 1, minDelayMs: 1 },

@@ -75,11 +75,14 @@ describeWith('postgres18', 'the bounds of a consumer', () => {
   test('no more transactions run at a time than asked for', async () => {
     let running = 0
     let highest = 0
+    const { open, opened } = gate()
     const { broker, finished } = await stage({
       concurrency: 3,
       groupSize: 2,
       handle: async (_message, { tx }) => {
         highest = Math.max(highest, ++running)
+        if (running === 3) open()
+        await opened
         await tx.query('select pg_sleep(0.002)')
         running--
       },
