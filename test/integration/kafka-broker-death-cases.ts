@@ -5,6 +5,7 @@ import { delay, systemClock } from '../../src/core/clock.ts'
 import type { OutgoingMessage } from '../../src/core/message.ts'
 import { newId } from '../../src/core/ids.ts'
 import { startKafka } from '../../src/testing/services/index.ts'
+import { publishAll } from '../support/kafka-log.ts'
 import { describeWith } from '../support/services.ts'
 import type { KafkaAdapter } from './kafka-member-cases.ts'
 
@@ -34,6 +35,7 @@ async function readAll(
   const broker = adapter({ brokers: address })
   const received: IncomingMessage[] = []
   const missing = new Set(ids)
+  const read = new AbortController()
   let subscription: Subscription | undefined
   try {
     await new Promise<void>((resolve, reject) => {
@@ -52,11 +54,12 @@ async function readAll(
       })
       subscription.start().catch(reject)
       subscription.stopped.catch(reject)
-      void delay(systemClock, 20_000).then(() =>
+      void delay(systemClock, 60_000, read.signal).then(() =>
         reject(new Error(`${missing.size} acknowledged messages are not there`)),
       )
     })
   } finally {
+    read.abort()
     await subscription?.stop()
     await broker.close()
   }
@@ -136,10 +139,10 @@ export function brokerDeathCases(name: string, adapter: KafkaAdapter): void {
         const broker = adapter({ brokers: kafka.address })
         const topic = `topic-${randomUUID()}`
         await broker.admin.createTopic(topic, { partitions: 3 })
-        const publisher = broker.publisher({ timeoutMs: 1500 })
+        const publisher = broker.publisher({ timeoutMs: 2000 })
         await publisher.start()
         const first = page(topic, 0, 120)
-        expect(await publisher.publish(first)).toEqual([])
+        await publishAll(publisher, first)
         const second = page(topic, 1, 120)
         process.kill(kafka.pid, 'SIGSTOP')
         try {
@@ -157,12 +160,9 @@ export function brokerDeathCases(name: string, adapter: KafkaAdapter): void {
         } finally {
           process.kill(kafka.pid, 'SIGCONT')
         }
-        for (let left = second; left.length > 0;) {
-          const unresolved = await publisher.publish(left)
-          left = unresolved.map((one) => left[one.index] as OutgoingMessage)
-        }
+        await publishAll(publisher, second)
         const third = page(topic, 2, 120)
-        expect(await publisher.publish(third)).toEqual([])
+        await publishAll(publisher, third)
         const sent = [...first, ...second, ...third]
         expectOrder(await readAll(adapter, kafka.address, topic, new Set(sent.map((one) => one.id))), sent)
         await publisher.close()
@@ -208,10 +208,7 @@ export function brokerDeathCases(name: string, adapter: KafkaAdapter): void {
         await delay(systemClock, 5000)
         await kafka.start()
         const after = page(topic, 1, 400)
-        for (let left = after; left.length > 0;) {
-          const unresolved = await publisher.publish(left)
-          left = unresolved.map((one) => left[one.index] as OutgoingMessage)
-        }
+        await publishAll(publisher, after)
         await until(800)
         expectOrder(received, [...before, ...after])
         await subscription.stop()

@@ -214,6 +214,13 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
     async function setLimit(topic: string, bytes: number): Promise<void> {
       const configEntries = [{ name: LIMIT, value: String(bytes) }]
       await admin.alterConfigs({ resources: [{ configEntries, name: topic, type: 2 }], validateOnly: false })
+      // The controller has it; the broker follows.
+      const resource = { configNames: [LIMIT], name: topic, type: 2 }
+      const limit = async (): Promise<string | undefined> => {
+        const { resources } = await admin.describeConfigs({ includeSynonyms: false, resources: [resource] })
+        return resources[0]?.configEntries[0]?.configValue
+      }
+      await expect.poll(limit).toBe(String(bytes))
     }
   })
 }

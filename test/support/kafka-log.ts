@@ -45,7 +45,7 @@ export async function logOf(
   brokers: readonly string[],
   topic: string,
   sent: readonly OutgoingMessage[],
-  timeoutMs = 30_000,
+  timeoutMs = 60_000,
 ): Promise<Map<string, string[]>> {
   const kafka = new Kafka({ brokers: [...brokers], logLevel: logLevel.NOTHING, retry: { retries: 20 } })
   const ends = await endsOf(kafka, topic)
