@@ -69,10 +69,7 @@ describeWith('nats', "durability 'fsync'", () => {
     expect(await stage.stored()).toHaveLength(1)
     await manager.streams.update(other, { allow_atomic: true })
     const page = keyedMessages(other, sampleKeys(3), 60)
-    for (let attempt = 0; attempt < 100; attempt++) {
-      if ((await publisher.publish(page)).length === 0) break
-      await pause(20)
-    }
+    await expect.poll(() => publisher.publish(page)).toEqual([])
     expect((await manager.streams.info(other)).state.messages).toBe(60)
   })
 

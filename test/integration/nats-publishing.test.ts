@@ -85,6 +85,8 @@ describeWith('nats', 'publishing to JetStream', () => {
       onTestFinished(() => publisher.close())
       // What the stream says counts, and it is asked in the background.
       await publishAll(publisher, keyedMessages(stage.topic, ['k'], 40))
+      // On a machine that stands still these may have been late, too.
+      told.length = 0
       const batch = keyedMessages(stage.topic, sampleKeys(20), 20, 100)
       proxy.hold()
       const started = systemClock.monotonic()
@@ -169,7 +171,7 @@ describeWith('nats', 'publishing to JetStream', () => {
     expect((await publishing).map(({ index }) => index)).toEqual([0, 1])
     // Of each key only the one that was in flight went out.
     expect((await stage.stored()).map(({ key, text }) => `${key} ${text}`)).toEqual(['a 0', 'b 0'])
-    expect(await publisher.publish(batch)).toEqual([])
+    await publishAll(publisher, batch)
     expectInOrder(await stage.stored(), 4)
   })
 })

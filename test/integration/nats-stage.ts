@@ -45,7 +45,7 @@ export class NatsStage {
 
   /** A member that is not started. */
   member(sessionTimeoutMs: number, options: Partial<ReaderOptions> = {}, broker = this.broker()): RecordingReader {
-    const reader = new RecordingReader(broker, systemClock, 25_000, sessionTimeoutMs, {
+    const reader = new RecordingReader(broker, systemClock, 60_000, sessionTimeoutMs, {
       autoCommit: false,
       group: this.group,
       topics: [this.topic],
@@ -75,7 +75,10 @@ export class NatsStage {
     nc.subscribe(inbox, {
       callback: (_, message) => {
         const { data, headers } = message
-        if (headers?.code) return
+        if (headers?.code) {
+          const count = `${found.length} of ${state.messages} messages`
+          return done.reject(new Error(`${count}: ${headers.code} ${headers.description}`))
+        }
         found.push({
           id: headers?.get('millrace-id') ?? '',
           key: headers?.get('millrace-key') ?? '',
@@ -86,7 +89,7 @@ export class NatsStage {
     })
     nc.publish(
       `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`,
-      JSON.stringify({ batch: state.messages, expires: 25_000_000_000 }),
+      JSON.stringify({ batch: state.messages, expires: 100_000_000_000 }),
       { reply: inbox },
     )
     await done.promise
