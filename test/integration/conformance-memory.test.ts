@@ -6,16 +6,16 @@ import { runConformance } from '../support/conformance.ts'
 
 runConformance('the memory broker in this process', () => {
   const host = createMemoryBroker()
-  return { deadlineMs: 5000, broker: async () => memory({ host }) }
+  return { broker: async () => memory({ host }) }
 })
 
 runConformance('the memory broker over a TCP socket', async () => {
   const server = await serveMemory(createMemoryBroker())
-  return { deadlineMs: 5000, broker: async () => memory({ url: server.url }), dispose: () => server.close() }
+  return { broker: async () => memory({ url: server.url }), dispose: () => server.close() }
 })
 
 runConformance('the memory broker over a unix socket', async () => {
   const path = join(tmpdir(), `millrace-${randomUUID()}.sock`)
   const server = await serveMemory(createMemoryBroker(), { path })
-  return { deadlineMs: 5000, broker: async () => memory({ url: server.url }), dispose: () => server.close() }
+  return { broker: async () => memory({ url: server.url }), dispose: () => server.close() }
 })

@@ -7,9 +7,14 @@ import { describeWith, services } from '../support/services.ts'
 
 describeWith('nats', 'NATS JetStream', () => {
   const servers = services().nats as string
-  runConformance('the NATS adapter', () => ({ broker: async () => nats({ servers }), plainReader }))
+  runConformance('the NATS adapter', () => ({
+    broker: async () => nats({ servers }),
+    deadlineMs: 60_000,
+    plainReader,
+  }))
   runConformance("the NATS adapter with durability 'fsync'", () => ({
     broker: async () => nats({ durability: 'fsync', servers }),
+    deadlineMs: 60_000,
     plainReader,
   }))
 

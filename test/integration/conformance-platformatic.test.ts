@@ -7,6 +7,7 @@ describeWith('kafka', 'conformance', () => {
   runConformance('platformatic', () => {
     const brokers = (services().kafka as string).split(',')
     return {
+      deadlineMs: 60_000,
       broker: () => Promise.resolve(platformatic({ brokers })),
       plainReader: (topic, count) => plainReader(brokers, topic, count),
     }

@@ -136,7 +136,7 @@ export const pausingCases: readonly ConformanceCase[] = [
       })
       const { reader, freeKeys } = f
       slow = true
-      let slowest = 0
+      const tookMs: number[] = []
       for (let round = 1; round <= 10; round++) {
         const started = systemClock.monotonic()
         await publishRound(f, stage, round)
@@ -144,9 +144,11 @@ export const pausingCases: readonly ConformanceCase[] = [
           'the other partitions',
           () => countOf(reader, freeKeys) === freeKeys.length * 10 * (round + 1),
         )
-        slowest = Math.max(slowest, systemClock.monotonic() - started)
+        tookMs.push(Math.round(systemClock.monotonic() - started))
       }
-      assert.ok(slowest < 2000, `a round of the other partitions took ${Math.round(slowest)} ms`)
+      // The machine may hold up a round; a slow partition would hold up most of them.
+      const [, second = 0] = tookMs.toSorted((a, b) => b - a)
+      assert.ok(second < 2000, `the rounds of the other partitions took ${tookMs.join(', ')} ms`)
       await reader.count(ROUND * 11)
       assertComplete(reader, KEYS, 110)
     },

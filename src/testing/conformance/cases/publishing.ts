@@ -14,7 +14,7 @@ export const publishingCases: readonly ConformanceCase[] = [
   onStage(
     'a topic that does not exist is answered with poison or retry, never with a throw or silence',
     async (stage) => {
-      const publisher = await stage.publisher({ timeoutMs: 3000 })
+      const publisher = await stage.publisher({ timeoutMs: Math.min(10_000, stage.deadlineMs / 2) })
       const missing = stage.context.topic()
       const batch = keyedMessages(missing, ['a', 'b'], 4)
       const unresolved = await stage.outcome(publisher, batch)
