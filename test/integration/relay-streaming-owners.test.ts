@@ -19,6 +19,7 @@ import { trackLifecycle } from '../support/leaks.ts'
 import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
 import { type RecordingBroker, recordingBroker } from '../support/recording-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
+import { slotFree } from '../support/wal-stage.ts'
 
 for (const version of [18, 15] as const) {
   describeWith(`postgres${version}`, `streaming and who owns the slot, PostgreSQL ${version}`, () => {
@@ -98,7 +99,7 @@ for (const version of [18, 15] as const) {
       await append(1, 3)
       await broker.until(3)
       await one.stop()
-      while ((await readSlot(database.pool, slot))?.activePid !== undefined) await setTimeout(20)
+      await slotFree(database.pool, slot)
       const pool = poolThatWaits(() => Promise.reject(new Error('no pg_hba.conf entry for replication')))
       const warnings: string[] = []
       const warn = (_fields: unknown, text?: string): void => void warnings.push(text ?? '')

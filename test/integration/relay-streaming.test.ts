@@ -11,6 +11,7 @@ import { appendSql, openTransaction, read } from '../support/outbox-writer.ts'
 import { trackLifecycle } from '../support/leaks.ts'
 import { type RecordingBroker, recordingBroker } from '../support/recording-broker.ts'
 import { type TestDatabase, createTestDatabase, describeWith } from '../support/services.ts'
+import { slotFree } from '../support/wal-stage.ts'
 
 for (const version of [18, 15] as const) {
   describeWith(`postgres${version}`, `streaming on PostgreSQL ${version}`, () => {
@@ -206,6 +207,7 @@ for (const version of [18, 15] as const) {
       await broker.until(10)
       await one.stop()
       await append(11, 20)
+      await slotFree(database.pool, slot)
       await database.pool.query('select pg_replication_slot_advance($1, pg_current_wal_lsn())', [slot])
       const two = relayOf()
       await two.start()

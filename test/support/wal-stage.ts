@@ -3,7 +3,7 @@ import pg from 'pg'
 import { onTestFinished } from 'vitest'
 import { delay, systemClock } from '../../src/core/clock.ts'
 import type { OutgoingMessage } from '../../src/core/message.ts'
-import { createSlot } from '../../src/outbox-relay/capture/replication/slot.ts'
+import { createSlot, readSlot } from '../../src/outbox-relay/capture/replication/slot.ts'
 import { parseWalPosition } from '../../src/outbox-relay/capture/replication/wal-position.ts'
 import type { LogicalMessage, WalSink } from '../../src/outbox-relay/capture/replication/wal-sink.ts'
 import { WalStream, type WalStreamOptions } from '../../src/outbox-relay/capture/replication/wal-stream.ts'
@@ -122,6 +122,11 @@ export async function stageOn(
 /** Waits until the slot is confirmed as far. */
 export async function slotAt(stage: WalStage, reached: (lsn: bigint) => boolean): Promise<void> {
   await poll(async () => reached(parseWalPosition(await stage.confirmed())))
+}
+
+/** Waits until nobody holds the slot. A stream that is closed waits half a second for a slow server to let go, no longer. */
+export async function slotFree(pool: pg.Pool, slot: string): Promise<void> {
+  await poll(async () => (await readSlot(pool, slot))?.activePid === undefined)
 }
 
 /** Asks until it holds; the test's own deadline bounds it. */
