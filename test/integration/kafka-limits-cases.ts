@@ -56,7 +56,11 @@ export function limitsCases(name: string, adapter: KafkaAdapter): void {
     async function topicWith(settings: Record<string, string>, partitions = 1): Promise<string> {
       const topic = `topic-${randomUUID()}`
       const configEntries = Object.entries(settings).map(([name, value]) => ({ name, value }))
-      await admin.createTopics({ topics: [{ configEntries, numPartitions: partitions, topic }], waitForLeaders: false })
+      await admin.createTopics({
+        timeout: 30_000,
+        topics: [{ configEntries, numPartitions: partitions, topic }],
+        waitForLeaders: false,
+      })
       // It is there already: what is left is to wait for its leaders.
       await adapter({ brokers: proxy.address }).admin.createTopic(topic)
       return topic

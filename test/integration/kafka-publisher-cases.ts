@@ -43,6 +43,7 @@ export function publisherCases(name: string, adapter: KafkaAdapter): void {
       try {
         const configEntries = Object.entries(settings).map(([name, value]) => ({ name, value }))
         await admin.createTopics({
+          timeout: 30_000,
           topics: [{ configEntries, numPartitions: partitions, topic }],
           waitForLeaders: false,
         })
