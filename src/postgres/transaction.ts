@@ -9,8 +9,17 @@ import { MillraceError } from '../core/errors.ts'
 import type { Sql } from './sql.ts'
 import { drizzleTransaction } from './transactions/drizzle.ts'
 import type { DrizzleTransaction } from './transactions/drizzle.ts'
+import { knexTransaction } from './transactions/knex.ts'
+import type { KnexTransaction } from './transactions/knex.ts'
+import { kyselyTransaction } from './transactions/kysely.ts'
+import type { KyselyTransaction } from './transactions/kysely.ts'
 import { pgTransaction } from './transactions/pg.ts'
+import { postgresJsTransaction } from './transactions/postgres-js.ts'
+import type { PostgresJsTransaction } from './transactions/postgres-js.ts'
+import { prismaTransaction } from './transactions/prisma.ts'
+import type { PrismaTransaction } from './transactions/prisma.ts'
 import { sqlTransaction } from './transactions/sql.ts'
+import { typeormTransaction } from './transactions/typeorm.ts'
 
 /** Anything that runs statements inside one open transaction: a `pg` client after BEGIN, an adapter's result. */
 export interface SqlTransaction extends Sql {
@@ -18,8 +27,9 @@ export interface SqlTransaction extends Sql {
   readonly totalCount?: never
 }
 
-/** A transaction that `append` takes as it is. */
-export type Transaction = SqlTransaction | DrizzleTransaction
+/** A transaction that `append` takes as it is. Those of `pg` and TypeORM are an {@link SqlTransaction}. */
+export type Transaction =
+  SqlTransaction | DrizzleTransaction | KnexTransaction | KyselyTransaction | PostgresJsTransaction | PrismaTransaction
 
 /** One library's transactions, by their shape. */
 export interface TransactionAdapter {
@@ -27,7 +37,17 @@ export interface TransactionAdapter {
   recognise(value: object): Sql | MillraceError | undefined
 }
 
-const ADAPTERS: readonly TransactionAdapter[] = [pgTransaction, drizzleTransaction, sqlTransaction]
+// Those that have a `query` of their own come before pg, which would take it for its own.
+const ADAPTERS: readonly TransactionAdapter[] = [
+  drizzleTransaction,
+  kyselyTransaction,
+  knexTransaction,
+  postgresJsTransaction,
+  prismaTransaction,
+  typeormTransaction,
+  pgTransaction,
+  sqlTransaction,
+]
 
 /**
  * The statements of the given transaction.
@@ -45,7 +65,8 @@ export function openTransaction(given: unknown): Sql {
   throw new MillraceError(
     'APPEND_UNKNOWN_TRANSACTION',
     `append was given ${describe(given)} instead of a transaction. Give it the transaction that writes the data: ` +
-      'a pg client after BEGIN, the tx of drizzle, or an object { query(text, params) } that runs inside it.',
+      'a pg client after BEGIN, the tx of drizzle, Knex, Kysely, postgres.js, Prisma or TypeORM, or an object ' +
+      '{ query(text, params) } that runs inside it.',
   )
 }
 

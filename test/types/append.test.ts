@@ -1,12 +1,18 @@
 import { drizzle } from 'drizzle-orm/node-postgres'
 import type { NodePgDatabase } from 'drizzle-orm/node-postgres'
+import { drizzle as drizzlePostgresJs } from 'drizzle-orm/postgres-js'
+import type { Knex } from 'knex'
+import type { Kysely, Transaction as KyselyTrx } from 'kysely'
 import type pg from 'pg'
+import postgres from 'postgres'
+import type { EntityManager, QueryRunner } from 'typeorm'
 import { expectTypeOf, test } from 'vitest'
 import { fromDrizzle } from '../../drizzle/schema.ts'
 import type { Transaction } from '../../src/postgres/transaction.ts'
 import type { PgClient, PgPool, Sql } from '../../src/postgres/sql.ts'
 import { createOutbox } from '../../src/producer/index.ts'
 import type { AppendResult, Outbox, StandardSchema } from '../../src/producer/index.ts'
+import type { PrismaClient, PrismaTransactionClient } from '../support/prisma-client.ts'
 
 interface Order {
   readonly id: string
@@ -37,6 +43,22 @@ test('pg and drizzle fit the ports as they are, and what is not a transaction do
   type DrizzleTx = Parameters<Parameters<typeof db.transaction>[0]>[0]
   expectTypeOf<DrizzleTx>().toExtend<Transaction>()
   expectTypeOf<DrizzleTx>().toExtend<Parameters<typeof fromDrizzle>[0]>()
+})
+
+test('the transactions of other libraries are taken, and what hands them out is not', () => {
+  expectTypeOf<KyselyTrx<{ thing: { n: number } }>>().toExtend<Transaction>()
+  expectTypeOf<Kysely<{ thing: { n: number } }>>().not.toExtend<Transaction>()
+  expectTypeOf<Knex.Transaction>().toExtend<Transaction>()
+  expectTypeOf<Knex>().not.toExtend<Transaction>()
+  expectTypeOf<postgres.TransactionSql>().toExtend<Transaction>()
+  expectTypeOf<postgres.Sql>().not.toExtend<Transaction>()
+  expectTypeOf<PrismaTransactionClient>().toExtend<Transaction>()
+  expectTypeOf<PrismaClient>().not.toExtend<Transaction>()
+  expectTypeOf<EntityManager>().toExtend<Transaction>()
+  expectTypeOf<QueryRunner>().toExtend<Transaction>()
+  const db = drizzlePostgresJs(postgres())
+  expectTypeOf<Parameters<Parameters<typeof db.transaction>[0]>[0]>().toExtend<Transaction>()
+  expectTypeOf<typeof db>().not.toExtend<Transaction>()
 })
 
 test('without a catalog any type and any payload is taken, and the rest of an event is checked', () => {

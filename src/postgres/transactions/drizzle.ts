@@ -2,6 +2,8 @@ import { MillraceError } from '../../core/errors.ts'
 import type { Sql, SqlResult } from '../sql.ts'
 import type { TransactionAdapter } from '../transaction.ts'
 import { notInTransaction } from './pg.ts'
+import { cutAtPlaceholders } from './placeholders.ts'
+import { fromPostgresJs, isPostgresJs } from './postgres-js.ts'
 
 /** The `tx` that drizzle's `db.transaction(async (tx) => …)` gives. */
 export interface DrizzleTransaction {
@@ -11,7 +13,7 @@ export interface DrizzleTransaction {
   rollback(): never
 }
 
-/** `drizzle-orm` on node-postgres. The database object is refused: it is a pool. */
+/** `drizzle-orm` on node-postgres or postgres.js. The database object is refused: it is a pool. */
 export const drizzleTransaction: TransactionAdapter = {
   recognise(value) {
     const given = value as { execute?: unknown; rollback?: unknown; select?: unknown; session?: unknown }
@@ -35,10 +37,13 @@ export const drizzleTransaction: TransactionAdapter = {
  * })
  */
 export function fromDrizzle(tx: DrizzleTransaction): Sql {
+  const client = clientOf(tx)
+  if (isPostgresJs(client)) return fromPostgresJs(client)
   return {
     async query(text, params = []) {
       const { sql } = await import('drizzle-orm')
-      const { strings, order } = split(text)
+      const { order, texts } = cutAtPlaceholders(text)
+      const strings = Object.assign([...texts], { raw: texts })
       // Bound one by one by sql.param, or drizzle would spread arrays and encode what is bytes.
       const bound = order.map((index) => sql.param(params[index]))
       let result: unknown
@@ -55,23 +60,13 @@ export function fromDrizzle(tx: DrizzleTransaction): Sql {
   }
 }
 
-/** Cuts a statement at its `$n`, as a template would be; a `$1` inside a quoted name stays. */
-function split(text: string): { strings: TemplateStringsArray; order: number[] } {
-  const parts: string[] = []
-  const order: number[] = []
-  let from = 0
-  for (const match of text.matchAll(/"(?:[^"]|"")*"|'(?:[^']|'')*'|\$(\d+)/g)) {
-    if (match[1] === undefined) continue
-    parts.push(text.slice(from, match.index))
-    order.push(Number(match[1]) - 1)
-    from = match.index + match[0].length
-  }
-  parts.push(text.slice(from))
-  return { strings: Object.assign(parts, { raw: parts }), order }
+/** A tx that is used after its end writes outside of it; on node-postgres its client tells. */
+function refusal(given: object): MillraceError | undefined {
+  const client = clientOf(given) as { getTransactionStatus?(): string | null } | undefined
+  return typeof client?.getTransactionStatus === 'function' ? notInTransaction(client) : undefined
 }
 
-/** A tx that is used after its end writes outside of it; on node-postgres its client tells. */
-function refusal(given: { session?: unknown }): MillraceError | undefined {
-  const client = (given.session as { client?: { getTransactionStatus?(): string | null } } | undefined)?.client
-  return typeof client?.getTransactionStatus === 'function' ? notInTransaction(client) : undefined
+/** What the driver below runs its statements on. */
+function clientOf(tx: object): unknown {
+  return (tx as { session?: { client?: unknown } }).session?.client
 }
