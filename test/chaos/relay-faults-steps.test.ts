@@ -169,7 +169,7 @@ for (const version of [18, 15] as const) {
   describeWith([`postgres${version}`, 'nats'], `a relay at each step, PostgreSQL ${version}, seed ${seed}`, () => {
     test(
       'killed there, it loses nothing, publishes nothing uncommitted, and inverts no key',
-      { timeout: 180_000 * campaign },
+      { timeout: 300_000 * campaign },
       async () => {
         // The versions differ in how a slot is made and lost.
         const streaming = version === 18 ? STREAMING : STREAMING.filter(({ anew }) => anew !== undefined)
@@ -185,7 +185,7 @@ for (const version of [18, 15] as const) {
 
     test(
       'stood still there past its lease, it is replaced; awake again it moves no checkpoint and inverts no key',
-      { timeout: 180_000 * campaign },
+      { timeout: 300_000 * campaign },
       async () => {
         const { polling, replication } = STILL
         const half = Math.ceil(replication.length / 2)

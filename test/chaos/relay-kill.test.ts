@@ -113,6 +113,6 @@ for (const { name, reader } of brokers) {
       const { events } = await judge(database.pool, topic.found)
       expect(events).toBeGreaterThanOrEqual(TAKEOVERS * 1500)
       expect(await wentBack(database.pool)).toEqual([])
-    })
+    }, 240_000)
   })
 }

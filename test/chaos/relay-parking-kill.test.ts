@@ -164,7 +164,7 @@ describeWith(['postgres18', 'postgres15'], 'parking and handing over', () => {
     last.signal('SIGTERM')
     expect(await last.ended).toMatchObject({ code: 0, err: '' })
     await judge()
-  })
+  }, 240_000)
 
   test('a relay that stands still at a step and wakes up replaced writes nothing, and repeats a page at most', async () => {
     const { bad, caughtUp, judge, parking, pool, relay, work } = await stage(15)
@@ -216,7 +216,7 @@ describeWith(['postgres18', 'postgres15'], 'parking and handing over', () => {
     await caughtUp()
     await last.kill()
     await judge()
-  })
+  }, 240_000)
 })
 
 /** How much was sent, and what is parked. */

@@ -104,7 +104,7 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
       expect(events).toBeGreaterThanOrEqual(9000)
       // What the killed one had published and not written: a page of each of its groups.
       expect(repeats).toBeLessThanOrEqual(3 * PAGE_SIZE)
-    })
+    }, 240_000)
   }
 
   test('the shards of one that is killed are relayed by the others within two seconds', async () => {
@@ -122,7 +122,7 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
     await expect.poll(async () => missing(database.pool, topic.found), { timeout: 60_000 }).toBe(0)
     await ended(first, second)
     await judge(database.pool, topic.found)
-  })
+  }, 240_000)
 
   test('one of three stands still past its lease; awake again it moves no checkpoint, and repeats a page at most', async () => {
     const { daemon, database, random, topic, writers } = await stage()
@@ -153,5 +153,5 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
     await ended(first, second, still)
     await topic.caughtUp()
     await judge(database.pool, topic.found)
-  })
+  }, 240_000)
 })

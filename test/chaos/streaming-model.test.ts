@@ -76,7 +76,7 @@ for (const version of [18, 15] as const) {
     test.each(cases)(
       'nothing is lost, invented or inverted, and nothing acknowledged early: %s, seed %i',
       check,
-      90_000,
+      180_000,
     )
 
     async function check(treatment: Treatment, seed: number): Promise<void> {
