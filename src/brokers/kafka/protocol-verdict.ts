@@ -54,22 +54,6 @@ export const FATAL = {
 /** No connection was made, so nothing was sent. */
 export const NOT_CONNECTED = new Set(['ECONNREFUSED', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH', 'ENOTFOUND'])
 
-/** TLS that does not verify stays so. */
-export const TLS_REFUSALS = new Set([
-  'CERT_HAS_EXPIRED',
-  'CERT_NOT_YET_VALID',
-  'CERT_REVOKED',
-  'CERT_UNTRUSTED',
-  'DEPTH_ZERO_SELF_SIGNED_CERT',
-  'EPROTO',
-  'ERR_SSL_WRONG_VERSION_NUMBER',
-  'ERR_TLS_CERT_ALTNAME_INVALID',
-  'SELF_SIGNED_CERT_IN_CHAIN',
-  'UNABLE_TO_GET_ISSUER_CERT',
-  'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
-  'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
-])
-
 /** Judges a protocol error by its name, such as `NOT_ENOUGH_REPLICAS`; undefined for one that says nothing of messages. */
 export function judgeProtocolError(name: string): Judgement | undefined {
   switch (name) {

@@ -2,6 +2,7 @@ import type { NatsConnection, Status } from '@nats-io/transport-node'
 import type { Clock } from '../../core/clock.ts'
 import { withDeadline } from '../../core/clock.ts'
 import { MillraceError } from '../../core/errors.ts'
+import { TLS_REFUSALS } from '../tls-refusals.ts'
 import { isAuthorisation } from './error-class.ts'
 import type { ResolvedNatsOptions } from './nats-options.ts'
 import { loadPeers } from './peers.ts'
@@ -91,7 +92,19 @@ export class Link {
       if (isAuthorisation(cause)) {
         throw new MillraceError('PUBLISH_FATAL', `NATS at ${servers.join(', ')} refuses these credentials`, { cause })
       }
-      throw new MillraceError('BROKER_UNREACHABLE', `NATS cannot be reached at ${servers.join(', ')}`, { cause })
+      const { code, message: why } = cause as { readonly code?: unknown; readonly message: string }
+      if (TLS_REFUSALS.has(code)) {
+        throw new MillraceError(
+          'PUBLISH_FATAL',
+          `NATS at ${servers.join(', ')} is refused by its certificate: ${why}`,
+          {
+            cause,
+          },
+        )
+      }
+      throw new MillraceError('BROKER_UNREACHABLE', `NATS cannot be reached at ${servers.join(', ')}: ${why}`, {
+        cause,
+      })
     }
   }
 

@@ -5,15 +5,8 @@
  * the innermost cause. Only the last attempt's error is known; what earlier attempts met is not. So a refusal counts as
  * `failed` only when it is final by nature (poison, fatal) or was the only attempt: see `outcomeOf`.
  */
-import {
-  FATAL,
-  judgeProtocolError,
-  NOT_CONNECTED,
-  POISON,
-  REFUSED,
-  TLS_REFUSALS,
-  UNKNOWN,
-} from '../protocol-verdict.ts'
+import { TLS_REFUSALS } from '../../tls-refusals.ts'
+import { FATAL, judgeProtocolError, NOT_CONNECTED, POISON, REFUSED, UNKNOWN } from '../protocol-verdict.ts'
 import type { Verdict } from '../protocol-verdict.ts'
 
 export { outcomeOf } from '../protocol-verdict.ts'
@@ -39,7 +32,7 @@ export function classify(error: unknown): Verdict {
       return { ...FATAL, cause }
     // No connection was made: TLS that does not verify stays so, everything else may pass.
     case 'KafkaJSConnectionError':
-      if (typeof code === 'string' && TLS_REFUSALS.has(code)) return { ...FATAL, cause }
+      if (TLS_REFUSALS.has(code)) return { ...FATAL, cause }
       return typeof code === 'string' && NOT_CONNECTED.has(code) ? { ...REFUSED, cause } : { ...UNKNOWN, cause }
     // Nobody to send to yet.
     case 'KafkaJSBrokerNotFound':

@@ -4,15 +4,8 @@
  * A broker's answer is judged per partition, from the error code in it (`verdictOf`); `classify` judges what came instead
  * of an answer. The client nests errors (`cause`, `errors`): the judgement is over the first below it that says something.
  */
-import {
-  FATAL,
-  judgeProtocolError,
-  NOT_CONNECTED,
-  POISON,
-  REFUSED,
-  TLS_REFUSALS,
-  UNKNOWN,
-} from '../protocol-verdict.ts'
+import { TLS_REFUSALS } from '../../tls-refusals.ts'
+import { FATAL, judgeProtocolError, NOT_CONNECTED, POISON, REFUSED, UNKNOWN } from '../protocol-verdict.ts'
 import type { Judgement, Verdict } from '../protocol-verdict.ts'
 
 export type { Verdict } from '../protocol-verdict.ts'
@@ -67,10 +60,8 @@ function judge(error: unknown): Judgement | undefined {
     case 'PLT_KFK_UNSUPPORTED_COMPRESSION':
       return FATAL
   }
-  if (typeof code === 'string') {
-    if (TLS_REFUSALS.has(code)) return FATAL
-    if (NOT_CONNECTED.has(code)) return REFUSED
-  }
+  if (TLS_REFUSALS.has(code)) return FATAL
+  if (typeof code === 'string' && NOT_CONNECTED.has(code)) return REFUSED
   // It could not be encoded: it never left the process, and never will.
   if (name === 'TypeError' || (name === 'RangeError' && code === undefined)) return { ...POISON, splits: true }
   return undefined
