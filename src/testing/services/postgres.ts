@@ -52,6 +52,9 @@ const SETTINGS: Readonly<Record<string, string>> = {
   wal_level: 'logical',
 }
 
+/** How long a server that is disposed of may take to quit before it is killed. */
+const QUIT_TIMEOUT_MS = 2_000
+
 const SIGNALS = { smart: 'SIGTERM', fast: 'SIGINT', immediate: 'SIGQUIT' } as const
 
 /**
@@ -186,14 +189,24 @@ export class PostgresServer implements AsyncDisposable {
     await allGone(children, 5_000)
   }
 
+  /** An immediate shutdown: a server that is killed leaves a segment of shared memory, of which the system has few. */
+  async #quit(): Promise<void> {
+    const process = this.#process
+    if (!process?.running) return
+    process.signal(SIGNALS.immediate)
+    process.signal('SIGCONT') // it may stand still
+    await process.gone(QUIT_TIMEOUT_MS)
+  }
+
   /** Stops and starts the server: same data, same port. */
   async restart(mode: StopMode = 'fast'): Promise<void> {
     await this.stop(mode)
     await this.start()
   }
 
-  /** Kills the server and removes its temporary folder. */
+  /** Ends the server at once and removes its temporary folder. */
   async dispose(): Promise<void> {
+    await this.#quit()
     await this.kill()
     await rm(this.folder, { recursive: true, force: true, maxRetries: 3 })
     this.#keeper.dismiss()
