@@ -3,6 +3,7 @@ import { MillraceError } from '../core/errors.ts'
 import type { Signals } from '../core/signals.ts'
 import { inboxKey, type Inbox, type InboxKey } from '../inbox/index.ts'
 import type { PgClient, PgPool } from '../postgres/sql.ts'
+import { takeClient } from '../postgres/take-client.ts'
 import { withProcessSpan } from '../tracing/index.ts'
 import type { Handler } from './consumer-options.ts'
 import { MessageView } from './handled-message.ts'
@@ -102,7 +103,7 @@ export class EffectTransaction {
   /** A client that comes too late goes back at once. */
   async #connect(): Promise<PgClient> {
     const { clock, pool } = this.#context
-    const connecting = pool.connect()
+    const connecting = takeClient(pool)
     try {
       return await withDeadline(clock, connecting, ANSWER_TIMEOUT_MS, silent)
     } catch (error) {

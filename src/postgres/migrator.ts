@@ -12,6 +12,7 @@ import { renderMigration } from './migration-template.ts'
 import { qualified, resolveSchemas, schemaFlags } from './schemas.ts'
 import { quoteIdentifier } from './sql.ts'
 import type { PgPool, SchemaNames, Sql } from './sql.ts'
+import { takeClient } from './take-client.ts'
 
 /** How to migrate. */
 export interface MigrateOptions {
@@ -172,7 +173,7 @@ async function requireServer(sql: Sql): Promise<void> {
 }
 
 async function inTransaction<T>(pool: PgPool, work: (client: Sql) => Promise<T>): Promise<T> {
-  const client = await pool.connect()
+  const client = await takeClient(pool)
   const ignore = (): void => undefined // a connection that dies between two statements fails the next one
   client.on('error', ignore)
   let broken = false

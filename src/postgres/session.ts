@@ -1,4 +1,5 @@
 import type { PgClient, PgPool } from './sql.ts'
+import { takeClient } from './take-client.ts'
 
 /** A connection taken out of the pool for long. */
 export interface PgSession {
@@ -11,7 +12,7 @@ export interface PgSession {
 
 /** Takes a connection. When it is lost its next statement says so, and `onLost` at once. */
 export async function takeSession(pool: PgPool): Promise<PgSession> {
-  const client = await pool.connect()
+  const client = await takeClient(pool)
   let closed = false
   let lost = false
   const callbacks: (() => void)[] = []

@@ -225,10 +225,10 @@ class ModelMembers {
       }),
     )
     const end = async (drainMs = DRAIN_MS): Promise<void> => {
+      // When it has stopped the consumer listens no more, and a connection may be ended to the last.
+      pool.on('error', () => {})
       await consumer.stop({ timeoutMs: drainMs })
       await broker.close()
-      // The consumer listens no more, and a connection may be ended to the last.
-      pool.on('error', () => {})
       await pool.end()
     }
     this.#members.push({ end, sever: (dies) => broker.sever(dies) })
