@@ -58,6 +58,8 @@ for (const version of [18, 15] as const) {
       broker = recordingBroker()
       signals = new Signals()
       warnings = []
+      // A server that did not start leaves nothing to end, least of all that of the test before.
+      end = async () => {}
     })
     afterEach(() => end())
 

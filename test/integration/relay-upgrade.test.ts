@@ -37,7 +37,7 @@ async function expectToGoOn(by: (old: PostgresServer) => Promise<PostgresServer>
 describeWith(['private postgres15', 'private postgres18'], 'an upgrade of the cluster', () => {
   test('15 to 18, pg_upgrade imitated by its files: the relay goes on where it was', async () => {
     await expectToGoOn((old) => imitateUpgrade(old, 18))
-  })
+  }, 240_000)
 
   test('the other identifier alone, without an upgrade, is refused', async () => {
     const { pool } = await outboxServer(15)
@@ -63,6 +63,6 @@ describeWith(['private postgres15', 'private postgres18'], 'an upgrade of the cl
         await old.stop('fast')
         return upgrade(old, bin, 15)
       })
-    })
+    }, 240_000)
   }
 })
