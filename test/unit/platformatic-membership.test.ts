@@ -114,6 +114,8 @@ describe('a membership in a Kafka group', () => {
   const run = (): void => {
     running = membership.run(stop.signal, () => {})
   }
+  /** Without the times at which a machine that stood still had let the session's time pass, and nothing came of it. */
+  const told = (): string[] => log.filter((one) => one !== 'revived')
   const assigned = (times: number): Promise<void> =>
     expect
       .poll(() => log.filter((one) => one.startsWith('assigned')).length, { interval: 2, timeout: 10_000 })
@@ -135,7 +137,7 @@ describe('a membership in a Kafka group', () => {
     const beats = coordinator.count('heartbeat')
     await expect.poll(() => performance.now() > until, { interval: 5, timeout: 10_000 }).toBe(true)
     expect(coordinator.count('heartbeat')).toBeGreaterThan(beats)
-    expect(log).toEqual(['assigned 0,1'])
+    expect(told()).toEqual(['assigned 0,1'])
   })
 
   test('a meeting from which nothing is heard ends what is ours with the session', async () => {
@@ -171,7 +173,7 @@ describe('a membership in a Kafka group', () => {
     coordinator.answers['joinGroup'] = (count) => (count === 2 ? 'UNKNOWN_MEMBER_ID' : (undefined as never))
     given.resolve(true)
     await assigned(2)
-    expect(log).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
+    expect(told()).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
     const joins = coordinator.requests.filter((one) => one.name === 'joinGroup')
     expect(joins.map((one) => one.args[3])).toEqual(['', 'm', ''])
   })
@@ -185,7 +187,7 @@ describe('a membership in a Kafka group', () => {
     giving = () => Promise.resolve(false)
     given.resolve(true)
     await assigned(2)
-    expect(log).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
+    expect(told()).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
   })
 
   test('where everything is given up to meet, a generation that was missed ends what was ours', async () => {
@@ -197,7 +199,7 @@ describe('a membership in a Kafka group', () => {
     const syncs = coordinator.count('syncGroup')
     coordinator.answers['syncGroup'] = (count) => (count === syncs + 1 ? 'REBALANCE_IN_PROGRESS' : (undefined as never))
     await assigned(2)
-    expect(log).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
+    expect(told()).toEqual(['assigned 0,1', 'lost', 'assigned 0,1'])
   })
 
   test('in the cooperative protocol it goes on: nobody is given what we claim', async () => {
@@ -207,7 +209,7 @@ describe('a membership in a Kafka group', () => {
     const syncs = coordinator.count('syncGroup')
     coordinator.answers['syncGroup'] = (count) => (count === syncs + 1 ? 'REBALANCE_IN_PROGRESS' : (undefined as never))
     await assigned(2)
-    expect(log).toEqual(['assigned 0,1', 'assigned 0,1'])
+    expect(told()).toEqual(['assigned 0,1', 'assigned 0,1'])
   })
 
   test('an assignment that lay there for longer than the session counts from when it was asked for', async () => {
