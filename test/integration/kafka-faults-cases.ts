@@ -150,7 +150,7 @@ export function faultsCases(name: string, adapter: KafkaAdapter): void {
       await end()
     })
 
-    test('a broker that is restarted is written to again within 3 s of its start', async () => {
+    test('a broker that is restarted is written to again within 3 s of its start', { timeout: 240_000 }, async () => {
       const { end, publisher, topic } = await make(10_000, 6)
       const sent: OutgoingMessage[] = []
       const backMs: number[] = []
