@@ -69,10 +69,31 @@ for (const version of [18, 15] as const) {
       const until = async (text: string, params: unknown[] = []): Promise<void> => {
         while ((await pool.query(text, params)).rows.length === 0) await new Promise((done) => setTimeout(done, 20))
       }
+      /** The server reads its configuration at leisure; then a commit waits. */
+      const takesEffect = async (): Promise<void> => {
+        for (let waits = false; !waits;) {
+          const client = new pg.Client({ application_name: 'probe', connectionString: server.url })
+          await client.connect()
+          let answered = false
+          const commit = client
+            .query(`select pg_logical_emit_message(true, 'probe', '')`)
+            .finally(() => void (answered = true))
+          while (!answered && !waits) {
+            const { rowCount } = await pool.query(
+              `select pg_cancel_backend(pid) from pg_stat_activity
+               where application_name = 'probe' and wait_event = 'SyncRep'`,
+            )
+            waits = rowCount === 1
+          }
+          await commit
+          await client.end()
+        }
+      }
       /** From now on commits wait for a standby that does not exist; those of the relay are told to go on. */
       const holdCommits = async (): Promise<void> => {
         await pool.query(`alter system set synchronous_standby_names = 'nobody'`)
         await pool.query('select pg_reload_conf()')
+        await takesEffect()
         const state = { over: false, done: Promise.resolve() }
         const cancel = async (): Promise<void> => {
           while (!state.over) {
@@ -170,6 +191,26 @@ for (const version of [18, 15] as const) {
         }
         await relay.stop()
       }, 120_000)
+
+      test('what stands in the WAL is published before its commit is answered: without its own slot a standby holds nothing back', async () => {
+        const relay = relayOf()
+        const streaming = signals.next('relay:capture', (capture) => capture === 'replication')
+        await relay.start()
+        await streaming
+        await holdCommits()
+        const writer = await openTransaction(server.url)
+        await appendSql(writer, 'k', 1)
+        const committing = await waitingCommit(writer)
+        let answered = false
+        void committing.done.then(() => (answered = true))
+        await broker.until(1)
+        expect(answered).toBe(false)
+        await letCommitsGo()
+        await committing.done
+        await relay.stop()
+        expect(numbers()).toEqual([1])
+        await writer.end()
+      })
 
       const changes = {
         'without the table': [`drop table outbox.record`, `add table outbox.record`],
