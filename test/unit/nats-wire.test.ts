@@ -27,7 +27,7 @@ describe('headers of NATS', () => {
 
   test('a header that commands the server, or has no name NATS knows, is refused', () => {
     for (const name of ['Nats-Rollup', 'nats-msg-id', 'a b', 'a:b', 'ключ', '', 'a\r\nb']) {
-      expect(encodeHeaders(sampleMessage('t', { headers: { [name]: 'x' } })), name).toBeTypeOf('string')
+      expect(() => encodeHeaders(sampleMessage('t', { headers: { [name]: 'x' } })), name).toThrow(RangeError)
     }
   })
 

@@ -22,10 +22,10 @@ import {
   unaskable,
   unsendable,
 } from './error-class.ts'
-import { HeaderCarrier } from './header-carrier.ts'
 import { Link } from './link.ts'
 import { isSubject, streamName } from './names.ts'
 import type { ResolvedNatsOptions } from './nats-options.ts'
+import { Outbound } from './outbound.ts'
 import { loadPeers } from './peers.ts'
 import { readPubAck } from './pub-ack.ts'
 import { PublishRun } from './publish-run.ts'
@@ -58,7 +58,6 @@ export class NatsPublisher implements Publisher {
   #starting: Promise<void> | undefined
   #closing: Promise<void> | undefined
   #link: Link | undefined
-  #carrier: HeaderCarrier | undefined
   #directory: StreamDirectory | undefined
   #inbox = ''
   #publishing: Promise<readonly Unresolved[]> | undefined
@@ -66,6 +65,7 @@ export class NatsPublisher implements Publisher {
   /** The token of the first message of the run. */
   #base = 0
   #nextToken = 0
+  #outbound: Outbound | undefined
   /** Why nothing can be sent any more. */
   #broken: Error | undefined
   readonly #upWaiters = new Set<() => void>()
@@ -85,8 +85,7 @@ export class NatsPublisher implements Publisher {
       clock,
       lost: (message, sent) => this.#lost(message, sent),
       noStream: (message) => this.#noStream(message),
-      publish: (message, commands, reply) =>
-        this.#publishBytes(message, encodeHeaders(message, commands) as Buffer, reply),
+      publish: (message, commands, reply) => this.#publishBytes(message, encodeHeaders(message, commands), reply),
       refused: ({ topic }, verdict) => this.#doubt(topic, verdict),
       timeoutMs,
     })
@@ -239,7 +238,7 @@ export class NatsPublisher implements Publisher {
       onError: (error) => this.#onServerError(error),
       onUp: () => this.#tellUp(),
     })
-    this.#carrier = new HeaderCarrier(transport.headers())
+    this.#outbound = new Outbound(link.nc, transport.headers(), () => link.up)
     this.#inbox = `${transport.createInbox()}.`
     link.nc.subscribe(`${this.#inbox}*`, {
       callback: (error, answer) => {
@@ -283,10 +282,10 @@ export class NatsPublisher implements Publisher {
   /** The verdict on a message that cannot be written down for this server. */
   #refuse(link: Link, message: OutgoingMessage): Verdict | undefined {
     const headers = this.#encode(link, message, '')
-    return headers instanceof Uint8Array ? undefined : headers
+    return typeof headers === 'string' ? undefined : headers
   }
 
-  #encode(link: Link, message: OutgoingMessage, commands: string): Buffer | Verdict {
+  #encode(link: Link, message: OutgoingMessage, commands: string): string | Verdict {
     const { id, topic } = message
     if (!this.#isTopic(topic)) {
       return unsendable(
@@ -295,17 +294,23 @@ export class NatsPublisher implements Publisher {
         `${JSON.stringify(topic)} is no subject: tokens without white space, * or >, by dots`,
       )
     }
-    const headers = encodeHeaders(message, commands)
-    if (typeof headers === 'string') return unsendable(topic, id, headers)
-    const size = headers.length + message.payload.length
+    let headers: string
+    try {
+      headers = encodeHeaders(message, commands)
+    } catch (error) {
+      return unsendable(topic, id, (error as Error).message)
+    }
     const max = link.maxPayload
-    return max !== undefined && size > max ? tooLarge(topic, id, size, max) : headers
+    // In UTF-8 a character has at most three bytes: what is small is not counted out.
+    if (max === undefined || headers.length * 3 + message.payload.length <= max) return headers
+    const size = Buffer.byteLength(headers) + message.payload.length
+    return size > max ? tooLarge(topic, id, size, max) : headers
   }
 
   #send(link: Link, message: OutgoingMessage, index: number, behind: OutgoingMessage | undefined): Verdict | undefined {
     const commands = behind === undefined ? '' : `Nats-Expected-Last-Msg-Id: ${behind.id}\r\n`
     const headers = this.#encode(link, message, commands)
-    if (!(headers instanceof Uint8Array)) return headers
+    if (typeof headers !== 'string') return headers
     try {
       this.#publishBytes(message, headers, this.#inbox + (this.#base + index))
     } catch (cause) {
@@ -315,9 +320,8 @@ export class NatsPublisher implements Publisher {
     return undefined
   }
 
-  #publishBytes({ payload, topic }: OutgoingMessage, bytes: Buffer, reply: string | undefined): void {
-    const headers = (this.#carrier as HeaderCarrier).carry(bytes)
-    ;(this.#link as Link).nc.publish(topic, payload, reply === undefined ? { headers } : { headers, reply })
+  #publishBytes({ payload, topic }: OutgoingMessage, headers: string, reply: string | undefined): void {
+    ;(this.#outbound as Outbound).publish(topic, headers, payload, reply)
   }
 
   #onAnswer(answer: Msg): void {
