@@ -9,6 +9,8 @@
  */
 const UNSAFE = /[\r\n\0%]|^\s+|\s+$/g
 const ANY_UNSAFE_IN_KEY = /[\r\n\0%]|^\s|\s$/
+const SPACE = 0x20
+const TILDE = 0x7e
 const ANY_UNSAFE = /[\r\n\0]|^\s|\s$/
 
 /** Names, separated by spaces, of the headers of this message whose values are percent-encoded. Absent when none is. */
@@ -21,7 +23,17 @@ export function encodeKey(key: string): string {
 
 /** Whether a value other than the key must be encoded. */
 export function mustEncode(value: string): boolean {
-  return ANY_UNSAFE.test(value)
+  return !isPlain(value) && ANY_UNSAFE.test(value)
+}
+
+/** Printable ASCII, no space at either end: nearly every value, and told sooner than by an expression. */
+function isPlain(value: string): boolean {
+  const last = value.length - 1
+  for (let at = 0; at <= last; at++) {
+    const code = value.charCodeAt(at)
+    if (code < SPACE || code > TILDE || (code === SPACE && (at === 0 || at === last))) return false
+  }
+  return true
 }
 
 /** Percent-encodes what a header value cannot carry. */
