@@ -12,6 +12,7 @@
 import { parseArgs } from 'node:util'
 import { isMillraceError } from '../src/index.ts'
 import { measures } from './measures/index.ts'
+import { buildChildren } from './stage/built-children.ts'
 import { Report } from './stage/report.ts'
 import { Profiles } from './stage/profiles.ts'
 import { type Row, failed, skipped } from './stage/row.ts'
@@ -33,6 +34,7 @@ if (unknown !== undefined) {
   console.log(`measures: ${measures.map(({ name }) => name).join(', ')}`)
   process.exit(unknown === 'list' ? 0 : 2)
 }
+buildChildren()
 const profiles = values.profile ? new Profiles() : undefined
 const stage = new Stage({
   full: values.full,

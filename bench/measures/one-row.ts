@@ -1,6 +1,7 @@
 /** Transactions of one row against those of a hundred, from the WAL. */
 import type { Measure } from '../stage/measure.ts'
 import { atLeast, fact, ratioOf, type Row } from '../stage/row.ts'
+import type { DrainFigures } from '../stage/stage.ts'
 import { inTurns, medianOf } from '../stage/turns.ts'
 
 export const oneRow: Measure = {
@@ -18,6 +19,8 @@ export const oneRow: Measure = {
       const where = target === 'null' ? 'a null broker' : 'JetStream'
       rows.push(
         atLeast(`one row a transaction against a hundred, WAL to ${where}`, ratioOf(one, hundred), one / hundred, 0.7),
+        fact(`the server's process that sends, one row a transaction to ${where}`, senderOf(drains.one)),
+        fact(`… a hundred rows a transaction`, senderOf(drains.hundred)),
       )
     }
     const { walBytesPerEvent } = await stage.dataset('oneRow')
@@ -25,4 +28,14 @@ export const oneRow: Measure = {
     await stage.drop('oneRow')
     return rows
   },
+}
+
+/** It decodes for one slot on one core: near 100 % of it, nothing that reads from it can be faster. */
+function senderOf(runs: readonly DrainFigures[]): string {
+  const share = medianOf(
+    runs,
+    ({ wholePerSecond, walsenderPerMillion = Number.NaN }) => (walsenderPerMillion * wholePerSecond) / 1e6,
+  )
+  const perMillion = medianOf(runs, ({ walsenderPerMillion = Number.NaN }) => walsenderPerMillion)
+  return `${Math.round(share * 100)} % of a core, ${perMillion.toFixed(2)} s per million`
 }

@@ -1,10 +1,10 @@
 /**
- * A process of its own for whatever is measured, so that its time and memory are its own. It runs under the daemon's
- * Node flags, tells its results as messages, and ends with this process.
+ * A process of its own for whatever is measured, so that its time and memory are its own. It is built as the daemon is and
+ * runs under the daemon's Node flags, tells its results as messages, and ends with this process.
  */
 import { type ChildProcess, fork } from 'node:child_process'
-import path from 'node:path'
 import { DAEMON_NODE_FLAGS } from '../../src/cli/node-flags.ts'
+import { builtChild } from './built-children.ts'
 
 /** The programs in `bench/children`. */
 export type Program = 'cursor' | 'publisher' | 'relay' | 'writer'
@@ -24,9 +24,8 @@ export class Child<M> {
 
   /** Starts it. With `profile`, a folder, it leaves a profile of its processor time there when it ends. */
   constructor(program: Program, job: unknown, profile: string | undefined) {
-    const script = path.join(import.meta.dirname, '..', 'children', `${program}.ts`)
     const profiling = profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${profile}`]
-    this.#process = fork(script, [JSON.stringify(job)], {
+    this.#process = fork(builtChild(program), [JSON.stringify(job)], {
       execArgv: [...DAEMON_NODE_FLAGS, WARNINGS, ...profiling],
       serialization: 'advanced',
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
