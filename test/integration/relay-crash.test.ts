@@ -51,12 +51,13 @@ for (const version of [18, 15] as const) {
 
     test('a row that a crash takes back is not published, and the event that gets its transaction id is (trap 38)', async () => {
       // Nobody but the relay writes the WAL: the asynchronous commit is lost unless the relay makes it durable.
-      const { server, pool } = await started(version, { autovacuum: 'off', checkpoint_timeout: '1h' })
-      const { rows: writers } = await pool.query<{ pid: number }>(
-        `select pid from pg_stat_activity where backend_type in ('walwriter', 'background writer')`,
-      )
-      expect(writers).toHaveLength(2)
-      for (const { pid } of writers) process.kill(pid, 'SIGSTOP')
+      const { server, pool } = await started(version, {
+        autovacuum: 'off',
+        bgwriter_lru_maxpages: '0',
+        checkpoint_timeout: '1h',
+        wal_writer_delay: '10s',
+      })
+      await stopWalWriter(pool)
       // The relay comes back only when it may: the id that the crash took back must go to the event that follows.
       let gate = Promise.resolve()
       const postgres: PgPool = {
@@ -144,6 +145,21 @@ for (const version of [18, 15] as const) {
       await relay.stop().catch(() => {})
     })
   })
+}
+
+/** Makes the WAL writer stand still while it sleeps: awake it may hold the lock that every commit takes. */
+async function stopWalWriter(pool: pg.Pool): Promise<void> {
+  const asleep = `select pid from pg_stat_activity where backend_type = 'walwriter' and wait_event = 'WalWriterMain'`
+  for (;;) {
+    const { rows } = await pool.query<{ pid: number }>(asleep)
+    const pid = rows[0]?.pid
+    if (pid !== undefined) {
+      process.kill(pid, 'SIGSTOP')
+      if ((await pool.query(asleep)).rows[0]?.pid === pid) return
+      process.kill(pid, 'SIGCONT')
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
 }
 
 /** Appends event n unless an earlier try, whose answer was lost, did. */
