@@ -35,6 +35,8 @@ export async function createPostgresPool(options: PostgresPoolOptions): Promise<
   if (options.databaseUrl !== undefined) config.connectionString = options.databaseUrl
   const pool = new pg.Pool(config)
   pool.on('error', (error) => options.onError(error))
+  // A server that ends a connection which is just being ended would end this process.
+  pool.on('connect', (client) => client.on('error', () => undefined))
   return pool
 }
 

@@ -96,6 +96,18 @@ export async function within(promise: Promise<unknown>, timeoutMs: number): Prom
   await Promise.race([promise, late]).finally(() => clearTimeout(timer))
 }
 
+/**
+ * Waits, for a while, until the server has let go of what was ended: pool.end() is answered before, and a connection that is
+ * ended by force meanwhile emits an error that nobody listens to any more.
+ */
+async function quiet(admin: pg.Client, name: string): Promise<void> {
+  for (const until = performance.now() + CLOSE_TIMEOUT_MS; performance.now() < until;) {
+    const { rowCount } = await admin.query('select from pg_stat_activity where datname = $1', [name])
+    if (rowCount === 0) return
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
+
 /** An idle replication slot goes with its database; one that is read keeps it until its reader has gone. */
 async function dropDatabase(admin: pg.Client, name: string): Promise<void> {
   for (let tries = 1; ; tries++) {
@@ -103,6 +115,7 @@ async function dropDatabase(admin: pg.Client, name: string): Promise<void> {
       'select pg_terminate_backend(active_pid) from pg_replication_slots where database = $1 and active_pid is not null',
       [name],
     )
+    if (tries === 1) await quiet(admin, name)
     try {
       await admin.query(`drop database if exists ${quoteIdentifier(name)} with (force)`)
       return
