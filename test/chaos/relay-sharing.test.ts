@@ -109,14 +109,19 @@ describeWith(['postgres18', 'nats'], `several daemons, seed ${seed}`, () => {
 
   test('the shards of one that is killed are relayed by the others within two seconds', async () => {
     const { daemon, database, topic, writers } = await stage()
-    const [first, second, killed] = [daemon(), daemon(), daemon()]
-    await shared(database.pool, 3)
-    const pid = killed.pid
-    expect(pid).toBeGreaterThan(0)
-    await killed.kill()
-    const begun = performance.now()
-    await shared(database.pool, 2)
-    expect(performance.now() - begun).toBeLessThan(6000) // two seconds, and a machine that is busy with other tests
+    const [first, second] = [daemon(), daemon()]
+    let quickest = Infinity
+    // What the machine holds up once is measured again; what is slow by itself is slow each time.
+    for (let round = 1; round <= 3 && quickest >= 2000; round++) {
+      const killed = daemon()
+      await shared(database.pool, 3)
+      expect(killed.pid).toBeGreaterThan(0)
+      await killed.kill()
+      const begun = performance.now()
+      await shared(database.pool, 2)
+      quickest = Math.min(quickest, performance.now() - begun)
+    }
+    expect(quickest).toBeLessThan(2000)
     writers.allow(500)
     await published(topic.until(await writers.finish()))
     await expect.poll(async () => missing(database.pool, topic.found), { timeout: 60_000 }).toBe(0)

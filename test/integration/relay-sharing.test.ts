@@ -149,7 +149,7 @@ for (const version of [18, 15] as const) {
       await Promise.all(relays.map((relay) => relay.stop()))
     })
 
-    test('a relay whose connections are gone is replaced within two seconds', async () => {
+    test('a relay whose connections are gone is replaced long before its lease ends', async () => {
       const survivor = relayOf({ leaseTtlMs: 60_000 })
       const doomedPool = new pg.Pool({ connectionString: database.url, application_name: 'doomed' })
       doomedPool.on('error', () => {})
@@ -168,7 +168,7 @@ for (const version of [18, 15] as const) {
       )
       cutOff = true
       await pool.query('select pg_terminate_backend($1)', [rows[0]?.pid])
-      // Two seconds, and a machine that is busy with other tests; the lease would last for a minute.
+      // The lease would last for a minute.
       await balanced([survivor], 20_000)
       cutOff = false
       await Promise.all([survivor.stop(), doomed.stop()])
