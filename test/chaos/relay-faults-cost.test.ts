@@ -8,6 +8,8 @@ import { createTestDatabase, describeWith } from '../support/services.ts'
 import { type BrokerName, campaign, faultStage, reads, seed } from './fault-stage.ts'
 import { passes } from './model-random.ts'
 
+/** Of a core. */
+const IDLE_PERCENT = 3
 const IDLE_MS = campaign > 1 ? 20_000 : 8000
 const AWAY_MS = campaign > 1 ? 600_000 : 8000
 const BACKLOG = 60_000
@@ -71,18 +73,20 @@ for (const { broker, limit, start } of [
           const settled = await memoryOf(daemon)
           // What it has just done is over.
           await passes(3000)
-          const [spent, at] = [await cpuMs(daemon), performance.now()]
-          await passes(IDLE_MS)
-          const share = (await cpuMs(daemon)) - spent
-          const percent = (100 * share) / (performance.now() - at)
+          let percent = Infinity
+          // On cores that others keep busy the same work counts for more; what runs in a loop does so each time.
+          for (let round = 1; round <= 3 && percent >= IDLE_PERCENT; round++) {
+            const [spent, at] = [await cpuMs(daemon), performance.now()]
+            await passes(IDLE_MS)
+            percent = Math.min(percent, (100 * ((await cpuMs(daemon)) - spent)) / (performance.now() - at))
+          }
           console.log(
             `${broker}: ${Math.round(away.now / MIB)} MiB with the broker away and ${BACKLOG} events waiting; ` +
               `${Math.round(settled.now / MIB)} MiB once they are published, ${Math.round(settled.peak / MIB)} MiB at most; ` +
               `idle ${percent.toFixed(2)} % of a core`,
           )
           expect(settled.peak).toBeLessThan(limit * MIB)
-          // Nothing runs in a loop; on cores that others keep busy the same work counts for more than on idle ones.
-          expect(percent).toBeLessThan(10)
+          expect(percent).toBeLessThan(IDLE_PERCENT)
           await stage.finish(daemon)
         },
       )
