@@ -64,8 +64,8 @@ describeWith('private kafka', 'a Kafka cluster of three nodes of which one dies'
       const told = gaps.map((one) => `${Math.round(one.storedMs)} (leaders ${Math.round(one.ledMs)})`).join(', ')
       console.log(`ms from the death of a node to the next stored page: ${told}`)
       for (const { ledMs, storedMs } of gaps) {
-        // Where the cluster alone takes as long, on a busy machine, we get as long again.
-        expect(storedMs, told).toBeLessThan(Math.max(5000, 2 * ledMs))
+        // A machine that is so busy that the cluster alone takes as long leaves us a moment after it.
+        expect(storedMs, told).toBeLessThan(Math.max(5000, ledMs + 2500))
       }
       expectKeyOrder(await logOf(cluster.brokers, topic, sent), sent)
     },
