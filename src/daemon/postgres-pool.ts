@@ -1,5 +1,6 @@
 import type { Pool, PoolConfig } from 'pg'
 import { MillraceError } from '../core/errors.ts'
+import { outliveLostClients } from '../postgres/take-client.ts'
 import { explainError } from './explain-error.ts'
 
 /** A pool of the command line. */
@@ -35,8 +36,7 @@ export async function createPostgresPool(options: PostgresPoolOptions): Promise<
   if (options.databaseUrl !== undefined) config.connectionString = options.databaseUrl
   const pool = new pg.Pool(config)
   pool.on('error', (error) => options.onError(error))
-  // A server that ends a connection which is just being ended would end this process.
-  pool.on('connect', (client) => client.on('error', () => undefined))
+  outliveLostClients(pool)
   return pool
 }
 

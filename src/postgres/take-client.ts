@@ -8,17 +8,23 @@ interface PoolEvents {
 const guarded = new WeakSet<PgPool>()
 
 /**
- * Takes a client out of the pool. A connection that Postgres ends in the moment in which it is made, as a server does
- * that goes down, may be lost before the promise of the pool is answered: `pg` reads the greeting and the farewell at
- * once, and without a listener on the client ends the process. So each new client of the pool gets one as it is made;
- * whoever uses the client learns of the loss from its next statement.
+ * Takes a client out of the pool, whose loss at any moment ends no process: {@link outliveLostClients}. Whoever uses the
+ * client learns of the loss from its next statement.
  */
 export function takeClient(pool: PgPool): Promise<PgClient> {
-  if (!guarded.has(pool)) {
-    guarded.add(pool)
-    ;(pool as PoolEvents).on?.('connect', (client) => void client.on('error', ignore))
-  }
+  outliveLostClients(pool)
   return pool.connect()
+}
+
+/**
+ * Gives each client that the pool makes from now on a listener of errors. Without one a connection that Postgres ends in the
+ * moment in which it is made ends the process: `pg` reads the greeting and the farewell at once, before the promise of the
+ * pool is answered. So does one that Postgres ends while the pool is ending it. Idempotent.
+ */
+export function outliveLostClients(pool: PgPool): void {
+  if (guarded.has(pool)) return
+  guarded.add(pool)
+  ;(pool as PoolEvents).on?.('connect', (client) => void client.on('error', ignore))
 }
 
 function ignore(): void {}
