@@ -86,6 +86,28 @@ test('a file that failed as a whole, a run without results and a step are failur
   expect(await sum([run([passedTest])], 'Lint')).toEqual({ code: 1, lines: ['FAILED Lint', '1 passed, 1 failed'] })
 })
 
+test('what failed outside the tests is told from the log of the run, which alone has it', async () => {
+  const folder = await mkdtemp(path.join(tmpdir(), 'millrace-log-'))
+  onTestFinished(() => rm(folder, { recursive: true }))
+  const tell = async (name: string, log: string) => {
+    await writeFile(path.join(folder, name), log)
+    return sum([run([passedTest])], `All tests\t${path.join(folder, name)}`)
+  }
+  const unhandled = await tell(
+    'unhandled',
+    ' ✓ holds\n\n⎯⎯ Unhandled Errors ⎯⎯\n\n\u001b[31mVitest caught 1 unhandled error during the test run.\u001b[39m\n' +
+      '\n⎯⎯ Uncaught Exception ⎯⎯\nError: Connection terminated\n    at here\n',
+  )
+  expect(unhandled.lines.slice(-2)).toEqual(['FAILED All tests: Error: Connection terminated', '1 passed, 1 failed'])
+  expect(unhandled.lines.join('\n')).toContain('    at here')
+  const closing = await tell('closing', ' ✓ holds\nerror during close Error: ENOTEMPTY\n    at there\n')
+  expect(closing.lines.slice(-2)).toEqual([
+    'FAILED All tests: error during close Error: ENOTEMPTY',
+    '1 passed, 1 failed',
+  ])
+  expect((await tell('silent', ' ✓ holds\n')).lines).toEqual(['FAILED All tests', '1 passed, 1 failed'])
+})
+
 test('without a failure there is the count alone; without a test that passed it is none', async () => {
   expect(await sum([run([passedTest]), run([passedTest])])).toEqual({ code: 0, lines: ['2 passed, 0 failed'] })
   expect(await sum([run([])])).toEqual({ code: 1, lines: ['0 passed, 0 failed'] })
