@@ -21,8 +21,8 @@ export function disposed<T extends { dispose(): Promise<void> }>(name: string, s
 }
 
 /** A pool that survives its server, and ends with the test. */
-export function poolOf(url: string): pg.Pool {
-  const pool = new pg.Pool({ connectionString: url })
+export function poolOf(url: string, options: pg.PoolConfig = {}): pg.Pool {
+  const pool = new pg.Pool({ ...options, connectionString: url })
   pool.on('error', () => {})
   onTestFinished(async () => {
     if (!pool.ending) await within(pool.end(), 5000)

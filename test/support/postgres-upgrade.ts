@@ -6,10 +6,11 @@ import { execFile } from 'node:child_process'
 import { access, copyFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import pg from 'pg'
+import type pg from 'pg'
 import { migrate } from '../../src/postgres/migrator.ts'
 import { type PostgresServer, type PostgresVersion, startPostgres } from '../../src/testing/services/index.ts'
 import { burnTransactionIds } from './outbox-copy.ts'
+import { poolOf } from './outbox-server.ts'
 
 /** The folder with the programs of a version that has its own pg_upgrade, if there is one. */
 export async function programsWithUpgrade(version: PostgresVersion): Promise<string | undefined> {
@@ -39,7 +40,8 @@ export async function upgrade(old: PostgresServer, bin: string, version: Postgre
  * are. The old server is stopped by it.
  */
 export async function imitateUpgrade(old: PostgresServer, version: PostgresVersion): Promise<PostgresServer> {
-  const source = new pg.Pool({ connectionString: old.url })
+  // Each of these pools ends right before its server stops, which then may tell a connection on its way out: an error.
+  const source = poolOf(old.url)
   // Hints in the rows stand for the pg_xact that is not copied.
   await source.query('vacuum')
   const from = await filesOf(source)
@@ -49,7 +51,7 @@ export async function imitateUpgrade(old: PostgresServer, version: PostgresVersi
 
   // The old pages have no checksums, which version 18 looks for.
   const server = await startPostgres({ settings: { ignore_checksum_failure: 'on' }, version })
-  const target = new pg.Pool({ connectionString: server.url, max: 1 })
+  const target = poolOf(server.url, { max: 1 })
   await burnTransactionIds(target, Number(rows[0].next))
   // The WAL must be ahead of the pages that are put in place.
   for (let i = 0; i < 4; i++) {
@@ -66,7 +68,7 @@ export async function imitateUpgrade(old: PostgresServer, version: PostgresVersi
     for (const fork of ['_vm', '_fsm']) await rm(`${path}${fork}`, { force: true })
   }
   await server.start()
-  const restored = new pg.Pool({ connectionString: server.url, max: 1 })
+  const restored = poolOf(server.url, { max: 1 })
   await restored.query('reindex schema outbox')
   await restored.end()
   return server
