@@ -138,7 +138,7 @@ class ModelMembers {
   readonly disorder: string[] = []
   readonly happened = { cut: 0, severed: 0, stopped: 0, threw: 0 }
   readonly #members: Member[] = []
-  readonly #ending = new Set<Promise<void>>()
+  readonly #ending: Promise<void>[] = []
   readonly #options: ModelMembersOptions
   #calm = false
 
@@ -190,9 +190,10 @@ class ModelMembers {
     while (this.#members.length < MEMBERS - 1 || (this.#members.length < MEMBERS && chance(0.5))) await this.#join()
   }
 
+  /** What goes wrong with it is told by `stop`. */
   #later(work: Promise<void>): void {
-    const ending = work.finally(() => this.#ending.delete(ending))
-    this.#ending.add(ending)
+    work.catch(() => {})
+    this.#ending.push(work)
   }
 
   async #cutConnections(): Promise<void> {
@@ -224,9 +225,10 @@ class ModelMembers {
         topics: [topic],
       }),
     )
+    // A consumer that has stopped, by itself too, listens no more, and a connection may be ended to the last.
+    const outlive = (): void => void pool.on('error', () => {})
+    consumer.stopped.then(outlive, outlive)
     const end = async (drainMs = DRAIN_MS): Promise<void> => {
-      // When it has stopped the consumer listens no more, and a connection may be ended to the last.
-      pool.on('error', () => {})
       await consumer.stop({ timeoutMs: drainMs })
       await broker.close()
       await pool.end()
