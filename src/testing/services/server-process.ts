@@ -126,7 +126,13 @@ export class ServerProcess {
 
   /** Sends a signal to the process, not to its children; nothing happens when it is gone. */
   signal(signal: NodeJS.Signals): void {
-    if (this.#running) process.kill(this.pid, signal)
+    if (!this.#running) return
+    try {
+      process.kill(this.pid, signal)
+    } catch (error) {
+      // It has ended, and we are told in a moment.
+      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+    }
   }
 
   /** Resolves true when the process is gone, false after `timeoutMs`. Waiting keeps this process alive. */

@@ -34,7 +34,9 @@ export async function startServices(options: ServicesOptions): Promise<Services>
   const settled = await Promise.allSettled(wanted.map((name) => resolveService(name, waysTo(name, options.env))))
   const resolutions = settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
   const stop = async (): Promise<void> => {
-    await Promise.all(resolutions.flatMap((one) => one.provided?.stop() ?? []))
+    // One that cannot be ended keeps no other from its end.
+    const ends = await Promise.allSettled(resolutions.flatMap((one) => one.provided?.stop() ?? []))
+    for (const one of ends) if (one.status === 'rejected') throw one.reason
   }
   try {
     for (const one of settled) if (one.status === 'rejected') throw one.reason
