@@ -8,6 +8,7 @@ import type { Signals } from '../core/signals.ts'
 import { IntakeLimit } from '../flow/index.ts'
 import type { Inbox } from '../inbox/index.ts'
 import type { PgClient, PgPool } from '../postgres/sql.ts'
+import { outliveLostClients } from '../postgres/take-client.ts'
 import { CommitSchedule } from './commit-schedule.ts'
 import type { Handler } from './consumer-options.ts'
 import { Dispatcher } from './dispatcher.ts'
@@ -101,7 +102,7 @@ export class GroupConsumer implements Consumer {
   readonly #partitions = new Map<string, PartitionState>()
   #received = 0
   #starting: Promise<void> | undefined
-  /** An idle connection that breaks is told to the pool, and would end the process if nobody listened there. */
+  /** An idle connection that breaks is told to the pool, and so to us. */
   readonly #onPoolError = (error: Error): void => this.#report(error)
   readonly #stoppedResolvers = Promise.withResolvers<void>()
   #stopping: Promise<void> | undefined
@@ -173,6 +174,7 @@ export class GroupConsumer implements Consumer {
   async #start(): Promise<void> {
     const { broker, group, inbox, pool, sessionTimeoutMs, startFrom, topics } = this.#options
     try {
+      outliveLostClients(pool)
       ;(pool as PoolEvents).on?.('error', this.#onPoolError)
       await inbox.probe(pool)
       if (this.#stopping !== undefined) throw stoppedAlready()

@@ -2,7 +2,7 @@ import type { PgClient, PgPool } from './sql.ts'
 
 /** What a `pg.Pool` has beyond the port. */
 interface PoolEvents {
-  on?(event: 'connect', listener: (client: PgClient) => void): unknown
+  on?(event: 'connect' | 'error', listener: (subject: PgClient) => void): unknown
 }
 
 const guarded = new WeakSet<PgPool>()
@@ -17,14 +17,22 @@ export function takeClient(pool: PgPool): Promise<PgClient> {
 }
 
 /**
- * Gives each client that the pool makes from now on a listener of errors. Without one a connection that Postgres ends in the
- * moment in which it is made ends the process: `pg` reads the greeting and the farewell at once, before the promise of the
- * pool is answered. So does one that Postgres ends while the pool is ending it. Idempotent.
+ * Keeps the loss of a connection from ending the process. Whoever needs the connection learns of it from the next statement.
+ *
+ * - Each client that the pool makes from now on has a listener of errors. Without one a connection that Postgres ends in the
+ *   moment in which it is made ends the process: `pg` reads the greeting and the farewell at once, before the promise of the
+ *   pool is answered.
+ * - The pool has one, too. It is told of every idle client that Postgres ends, also of one that it is closing itself, even
+ *   after its own `end`, and without a listener that ends the process. Other listeners hear of it all the same.
+ *
+ * Idempotent.
  */
 export function outliveLostClients(pool: PgPool): void {
   if (guarded.has(pool)) return
   guarded.add(pool)
-  ;(pool as PoolEvents).on?.('connect', (client) => void client.on('error', ignore))
+  const events = pool as PoolEvents
+  events.on?.('connect', (client) => void client.on('error', ignore))
+  events.on?.('error', ignore)
 }
 
 function ignore(): void {}

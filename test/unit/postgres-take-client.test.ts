@@ -1,6 +1,6 @@
 import { createServer, type AddressInfo, type Server } from 'node:net'
 import pg from 'pg'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { takeClient } from '../../src/postgres/take-client.ts'
 
 const AUTHENTICATED = message('R', Buffer.from([0, 0, 0, 0]))
@@ -47,6 +47,30 @@ describe('a client out of the pool', () => {
     expect(pool.listenerCount('connect')).toBe(1)
     await pool.end()
   })
+
+  test.each(['closed', 'given back, and closed with the pool'])(
+    'that Postgres ends while it is %s ends nobody',
+    async (how) => {
+      server.removeAllListeners('connection')
+      const told: unknown[] = []
+      server.on('connection', (socket) => {
+        socket.on('error', () => {})
+        socket.once('data', () => {
+          socket.write(Buffer.concat([AUTHENTICATED, READY]))
+          socket.once('data', () => {
+            told.push(how)
+            socket.end(GOING_DOWN)
+          })
+        })
+      })
+      const client = await takeClient(pool)
+      client.release(how === 'closed')
+      await pool.end()
+      await vi.waitFor(() => expect(told).toHaveLength(1))
+      await new Promise((resolve) => server.close(resolve))
+      expect(uncaught).toEqual([])
+    },
+  )
 
   test('comes from whatever has `connect`', async () => {
     const client = { on() {}, query: async () => ({ rows: [] }), release() {}, removeListener() {} }
