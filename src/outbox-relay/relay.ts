@@ -10,6 +10,7 @@ import { backoffMs } from '../flow/backoff.ts'
 import { requireSchema } from '../postgres/migrator.ts'
 import { resolveSchemas } from '../postgres/schemas.ts'
 import type { PgPool, SchemaNames } from '../postgres/sql.ts'
+import { outliveLostClients } from '../postgres/take-client.ts'
 import { CrashCounter } from './parking/index.ts'
 import type { StreamMemory } from './relay-stream.ts'
 import { MIGRATED_RING, Retention, type RetentionStats, keepRetention, longestRetentionMs } from './retention/index.ts'
@@ -194,6 +195,14 @@ class OutboxRelay implements Relay {
   readonly #schemas: SchemaNames
   readonly #signals: Signals
   readonly #stopping = new AbortController()
+  /** Calls `onError`, which must not break us: what it throws has nobody left to be told. */
+  readonly #tell = (error: Error): void => {
+    try {
+      this.#options.onError?.(error)
+    } catch {
+      // The logger, or `stopped`, has the error that it was told.
+    }
+  }
   readonly #streams: StreamMemory = { broken: 0 }
   #resolveStopped!: () => void
   #rejectStopped!: (error: Error) => void
@@ -228,7 +237,7 @@ class OutboxRelay implements Relay {
     this.#retention = new Retention({
       clock: this.#clock,
       logger: this.#logger,
-      onError: options.onError,
+      onError: this.#tell,
       postgres: options.postgres,
       retentionMs: options.retentionMs ?? DEFAULTS.retentionMs,
       schema: this.#schemas.outbox,
@@ -278,6 +287,7 @@ class OutboxRelay implements Relay {
       if (this.#stopping.signal.aborted) {
         throw new MillraceError('LIFECYCLE_STOPPED', 'the relay was stopped; make a new one')
       }
+      outliveLostClients(this.#options.postgres)
       await requireSchema(this.#options.postgres, this.#schemas)
       await this.#publisher.start()
       if (this.#options.retentionMs !== 0) this.#sweeping = this.#keepRetention()
@@ -294,7 +304,7 @@ class OutboxRelay implements Relay {
   /** Any relay sweeps, whoever owns the shards. */
   #keepRetention(): Promise<void> {
     const options = { clock: this.#clock, intervalMs: SWEEP_INTERVAL_MS, logger: this.#logger }
-    return keepRetention(this.#retention, { ...options, onError: this.#options.onError }, this.#stopping.signal)
+    return keepRetention(this.#retention, { ...options, onError: this.#tell }, this.#stopping.signal)
   }
 
   /** Runs terms until it is stopped, or until one ends with an error that no new term would mend. */
@@ -322,7 +332,7 @@ class OutboxRelay implements Relay {
           { error: (error as Error).message, waitMs: Math.round(waitMs) },
           'the term ended; beginning anew',
         )
-        this.#options.onError?.(error as Error)
+        this.#tell(error as Error)
         await delay(this.#clock, waitMs, signal)
       }
     }
@@ -335,7 +345,7 @@ class OutboxRelay implements Relay {
       { error: error.message },
       'stopped without a last checkpoint; what it would have said is sent again',
     )
-    this.#options.onError?.(error)
+    this.#tell(error)
   }
 
   #termOptions(onState: (state: RelayState) => void): TermOptions {
@@ -410,7 +420,7 @@ class OutboxRelay implements Relay {
     this.#epoch = ''
     this.#shards = []
     if (error === undefined) return this.#resolveStopped()
-    this.#options.onError?.(error)
+    this.#tell(error)
     this.#rejectStopped(error)
   }
 }

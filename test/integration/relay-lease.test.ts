@@ -250,6 +250,28 @@ for (const version of [18, 15] as const) {
       await relay.stop()
     })
 
+    test('an onError that throws breaks nothing: the relay survives what it can, and says what ends it', async () => {
+      const broker = recordingBroker()
+      const told: string[] = []
+      const onError = (error: Error): never => {
+        told.push((error as { code?: string }).code ?? error.message)
+        throw new Error('a bug')
+      }
+      const relay = relayOf({ broker, onError })
+      await relay.start()
+      await database.pool.query(
+        `select pg_terminate_backend(pid) from pg_stat_activity
+         where datname = current_database() and application_name like 'millrace-relay-%'`,
+      )
+      await expect.poll(() => told.length).toBeGreaterThan(0)
+      await appendSql(database.pool, 'k', 1)
+      await broker.until(1)
+      broker.answer = () => [{ class: 'fatal', error: new Error('not authorized'), index: 0, outcome: 'failed' }]
+      await appendSql(database.pool, 'k', 2)
+      await expect(relay.stopped).rejects.toMatchObject({ code: 'PUBLISH_FATAL' })
+      expect(told.at(-1)).toBe('PUBLISH_FATAL')
+    })
+
     test('a checkpoint that another cluster wrote is refused, with the way out, and the way out works', async () => {
       const broker = recordingBroker()
       const first = relayOf({ broker })
