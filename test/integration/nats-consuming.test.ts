@@ -50,6 +50,31 @@ describeWith('nats', 'reading from JetStream', () => {
     expect(member.lost).toEqual([])
   })
 
+  test('a callback that throws ends the member loudly, and its message is not lost to the group', async () => {
+    const stage = onServer()
+    const publisher = await stage.publisher()
+    const { group, topic } = stage
+    const subscription = stage.broker().subscription({
+      group,
+      onAssigned() {},
+      onError() {},
+      onLost() {},
+      onMessages() {
+        throw new Error('a bug')
+      },
+      onRevoking: () => Promise.resolve(),
+      topics: [topic],
+    })
+    onTestFinished(() => subscription.stop())
+    await subscription.start()
+    await publishAll(publisher, keyedMessages(topic, ['k'], 1))
+    await expect(subscription.stopped).rejects.toThrow('a bug')
+    await subscription.stop()
+    const next = stage.member(30_000)
+    await next.start()
+    await next.count(1)
+  })
+
   test('one member of a group reads at a time; when it leaves, the next has the rest at once and in order', async () => {
     const stage = onServer()
     const publisher = await stage.publisher()

@@ -6,7 +6,7 @@ import { Link } from './link.ts'
 import { isSubject } from './names.ts'
 import type { ResolvedNatsOptions } from './nats-options.ts'
 import { loadPeers } from './peers.ts'
-import { TopicReader } from './topic-reader.ts'
+import { TopicReader, type TopicReaderOptions } from './topic-reader.ts'
 
 const SESSION_TIMEOUT_MS = 30_000
 /** Priority groups, without which two members would both be served and no order held. */
@@ -24,6 +24,14 @@ export class NatsSubscription implements Subscription {
   #starting: Promise<void> | undefined
   #stopping: Promise<void> | undefined
   #link: Link | undefined
+  #failed = false
+  /** What is called from sockets, timers and microtasks, where a throw would end the process, or the reading. */
+  readonly #callbacks: TopicReaderOptions['callbacks'] = {
+    onAssigned: (partitions) => this.#tell(() => this.#options.onAssigned(partitions)),
+    onError: (error) => this.#tell(() => this.#options.onError(error)),
+    onLost: (partitions) => this.#tell(() => this.#options.onLost(partitions)),
+    onMessages: (partition, messages) => this.#tell(() => this.#options.onMessages(partition, messages)),
+  }
 
   constructor(
     natsOptions: ResolvedNatsOptions,
@@ -93,7 +101,7 @@ export class NatsSubscription implements Subscription {
       onDown: () => {
         for (const reader of this.#readers.values()) reader.down()
       },
-      onError: (error) => this.#options.onError(error),
+      onError: (error) => this.#callbacks.onError(error),
       onUp: () => {
         for (const reader of this.#readers.values()) reader.up()
       },
@@ -106,7 +114,7 @@ export class NatsSubscription implements Subscription {
       const restore = () => ensureDurable(manager, { group, sessionTimeoutMs, startFrom, topic })
       const durable = await restore()
       const reader = new TopicReader({
-        callbacks: this.#options,
+        callbacks: this.#callbacks,
         clock: this.#clock,
         durable,
         inbox: transport.createInbox(),
@@ -126,6 +134,24 @@ export class NatsSubscription implements Subscription {
     this.#readers.clear()
     await this.#link?.close()
     this.#link = undefined
+  }
+
+  /** A callback that throws has lost its place, and so has the member: no other is called. */
+  #tell(callback: () => void): void {
+    if (this.#failed) return
+    try {
+      callback()
+    } catch (error) {
+      this.#fail(error instanceof Error ? error : new Error(String(error)))
+    }
+  }
+
+  /** The member can no longer work: it rejects `stopped`, then leaves. */
+  #fail(error: Error): void {
+    this.#failed = true
+    this.#settleStopped?.reject(error)
+    // It may stand in the middle of its start, or of its end.
+    this.stop().catch(() => {})
   }
 
   #onClosed(cause: Error | undefined): void {
