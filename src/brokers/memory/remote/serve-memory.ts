@@ -40,7 +40,8 @@ export async function serveMemory(host: MemoryBroker, options: ServeMemoryOption
   })
   server.maxConnections = MAX_CONNECTIONS
   await new Promise<void>((resolve, reject) => {
-    server.once('error', (cause) => {
+    // For good: a connection that cannot be accepted, for want of file descriptors say, must not end the process.
+    server.on('error', (cause) => {
       reject(new MillraceError('BROKER_UNREACHABLE', `cannot serve a memory broker: ${cause.message}`, { cause }))
     })
     if (options.path === undefined) server.listen(options.port ?? 0, '127.0.0.1', resolve)
