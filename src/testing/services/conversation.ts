@@ -5,7 +5,7 @@ export type Peer = { readonly host?: string; readonly port: number } | { readonl
 
 /**
  * Opens a connection, says `request`, and gives every byte heard so far to `hear` until that returns something. Resolves
- * with undefined when nobody listens, the peer hangs up, or `timeoutMs` pass: ask again later.
+ * with undefined when nobody listens, the peer hangs up, or `timeoutMs` pass: ask again later. Rejects with what `hear` throws.
  */
 export function converse<T>(
   peer: Peer,
@@ -13,7 +13,7 @@ export function converse<T>(
   hear: (heard: Buffer) => T | undefined,
   timeoutMs = 1_000,
 ): Promise<T | undefined> {
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     let heard = Buffer.alloc(0)
     const socket = 'path' in peer ? connect(peer.path) : connect(peer.port, peer.host ?? '127.0.0.1')
     const end = (answer: T | undefined): void => {
@@ -25,8 +25,14 @@ export function converse<T>(
     socket.on('close', () => end(undefined))
     socket.on('data', (chunk) => {
       heard = Buffer.concat([heard, chunk])
-      const answer = hear(heard)
-      if (answer !== undefined) end(answer)
+      try {
+        const answer = hear(heard)
+        if (answer !== undefined) end(answer)
+      } catch (error) {
+        // A stranger has the port, and says what cannot be read.
+        reject(error as Error)
+        socket.destroy()
+      }
     })
     if (request !== undefined) socket.write(request)
   })
