@@ -45,9 +45,9 @@ const LIBRARIES: Record<string, (url: string) => Promise<Library>> = {
     }
   },
   Kysely: async (url) => {
-    const database = new Kysely<{ thing: { n: number } }>({
-      dialect: new PostgresDialect({ pool: new pg.Pool({ connectionString: url, max: 2 }) }),
-    })
+    const pool = new pg.Pool({ connectionString: url, max: 2 })
+    pool.on('error', () => {})
+    const database = new Kysely<{ thing: { n: number } }>({ dialect: new PostgresDialect({ pool }) })
     return {
       close: () => database.destroy(),
       database,

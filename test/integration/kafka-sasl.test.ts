@@ -110,6 +110,8 @@ describeWith('private kafka', 'a Kafka that asks who we are', () => {
 /** The broker keeps SCRAM credentials like topics; until it has seen them nobody is let in. */
 async function giveCredentials(port: number): Promise<void> {
   const connection = new module.Connection('test', { connectTimeout: 10_000, requestTimeout: 10_000 })
+  // What fails on it is told by the request.
+  connection.on('error', () => {})
   await connection.connect('127.0.0.1', port)
   // One credential of a user in a request.
   for (const [mechanism, digest, bytes] of [

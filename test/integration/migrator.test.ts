@@ -29,6 +29,7 @@ for (const version of [15, 18] as const) {
       const database = await createTestDatabase({ ...EMPTY, version })
       const options = '-c default_transaction_isolation=serializable -c default_transaction_read_only=on'
       const pool = new pg.Pool({ connectionString: database.url, options })
+      pool.on('error', () => {})
       const reports = await Promise.all(Array.from({ length: 4 }, () => migrate(pool)))
       expect(reports.flatMap((report) => report.applied)).toHaveLength(1)
       const catalog = await snapshot(database.pool)
@@ -99,6 +100,7 @@ for (const version of [15, 18] as const) {
         `create role ${role}; create schema outbox authorization ${role}; create schema inbox authorization ${role}`,
       )
       const limited = new pg.Pool({ connectionString: database.url, max: 1, options: `-c role=${role}` })
+      limited.on('error', () => {})
       expect((await migrate(limited)).applied).toHaveLength(1)
       await limited.end()
       const { rows } = await database.pool.query("select tableowner from pg_tables where tablename = 'record'")

@@ -154,6 +154,7 @@ for (const version of [18, 15] as const) {
     test('what is committed while the lock is waited for is seen, whatever isolation the role has by default', async () => {
       await pool.query(`alter database ${database.name} set default_transaction_isolation = 'repeatable read'`)
       const sweeping = new pg.Pool({ connectionString: database.url })
+      sweeping.on('error', () => {})
       await appendInto(pool, old, 'k', 0)
       for (let n = 1, state = ''; state !== 'changed'; n++) {
         expect(n).toBeLessThan(200)

@@ -94,6 +94,7 @@ for (const version of VERSIONS)
           kind === 'own'
             ? stage.pool
             : new pg.Pool({ connectionString: stage.url, stream: () => new Socket({ noDelay: true }) })
+        if (pool !== stage.pool) pool.on('error', () => {})
         let count = 0
         let early = 0
         let peak = 0
@@ -395,6 +396,7 @@ for (const version of VERSIONS)
       const proxy = await silentProxy(new URL(stage.url))
       onTestFinished(() => proxy.close())
       const pool = new pg.Pool({ connectionString: proxy.url })
+      pool.on('error', () => {})
       onTestFinished(() => pool.end())
       await stage.pool.query(`do $$ begin execute format('alter database %I set wal_sender_timeout = ''3s''',
         current_database()); end $$`)

@@ -147,6 +147,7 @@ async function makeTemplate(server: string): Promise<string> {
     await admin.query(`drop database if exists ${quoteIdentifier(draft)} with (force)`)
     await admin.query(`create database ${quoteIdentifier(draft)} template template0`)
     const pool = new pg.Pool({ connectionString: urlOf(server, draft), max: 1 })
+    pool.on('error', () => {})
     try {
       await migrate(pool)
     } finally {
