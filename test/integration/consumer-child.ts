@@ -44,13 +44,15 @@ if (import.meta.main) {
   signals.on('consumer.committed', () => {
     if (++commits === plan.dieAfter) process.kill(process.pid, 'SIGKILL')
   })
+  const pool = new pg.Pool({ connectionString: plan.databaseUrl })
+  pool.on('error', () => {})
   const consumer = createConsumer({
     broker: brokerAt(plan.broker, plan.address),
     commitIntervalMs: 50,
     group: plan.group,
     groupSize: 16,
     handle: (message, { tx }) => writeEffect(message, tx),
-    inbox: { postgres: new pg.Pool({ connectionString: plan.databaseUrl }) },
+    inbox: { postgres: pool },
     sessionTimeoutMs: plan.sessionTimeoutMs,
     signals,
     topics: [plan.topic],

@@ -72,6 +72,7 @@ describeWith('postgres18', 'a pool with one connection', () => {
   test('is told that the relay needs two', async () => {
     const database = await createTestDatabase()
     const pool = new pg.Pool({ connectionString: database.url, max: 1 })
+    pool.on('error', () => {})
     const relay = trackLifecycle('relay', createRelay({ broker: recordingBroker(), postgres: pool }))
     await expect(relay.start()).rejects.toThrow(/no second connection.*max/)
     await relay.stop().catch(() => {})
