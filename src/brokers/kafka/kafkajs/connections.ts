@@ -1,7 +1,8 @@
 /**
  * One kafkajs client and the sockets it opened. kafkajs reconnects on its own, also after it was told to disconnect (a
  * send that is being retried does), and gives no hold on its sockets. So the sockets are made here: after `kill` they
- * are gone, no new one is made, and nothing more can reach the broker.
+ * are gone, no new one is made, and nothing more can reach the broker. And kafkajs is given whole responses only
+ * (`whole-responses.ts`); what it throws at one ends the connection.
  */
 import { connect as connectTcp, isIP } from 'node:net'
 import type { Socket } from 'node:net'
@@ -11,6 +12,7 @@ import type { Kafka, KafkaConfig, RetryOptions, SASLOptions } from 'kafkajs'
 import { MillraceError } from '../../../core/errors.ts'
 import type { Logger } from '../../../core/logger.ts'
 import type { Settings } from './options.ts'
+import { WholeResponses } from './whole-responses.ts'
 
 type Module = typeof import('kafkajs')
 
@@ -68,7 +70,24 @@ export class Connections {
     socket.setNoDelay(true)
     this.#sockets.add(socket)
     socket.once('close', () => this.#sockets.delete(socket))
+    listenInWhole(socket)
     return socket
+  }
+}
+
+/** Whoever listens to the socket's data from now on gets whole responses, and may throw. */
+function listenInWhole(socket: Socket): void {
+  const on = socket.on.bind(socket) as (event: string, listener: (...args: never[]) => void) => Socket
+  socket.on = (event: string, listener: (...args: never[]) => void): Socket => {
+    if (event !== 'data') return on(event, listener)
+    const responses = new WholeResponses(listener as (chunk: Buffer) => void)
+    return on(event, (chunk: Buffer) => {
+      try {
+        responses.push(chunk)
+      } catch (error) {
+        socket.destroy(error instanceof Error ? error : new Error(String(error)))
+      }
+    })
   }
 }
 
