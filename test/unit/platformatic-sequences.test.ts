@@ -211,7 +211,8 @@ describe('a producer session', () => {
     const { link } = wire
     wire.link = () => late.promise
     const one = group(1)
-    const [result] = await session.send(1, [one], 20)
+    // Long enough that a busy machine sends it at all.
+    const [result] = await session.send(1, [one], 500)
     expect(result?.verdict).toMatchObject({ class: 'retry', refused: true })
     expect(one.indefinite).toBe(false)
     late.resolve(await link())
@@ -226,7 +227,8 @@ describe('a producer session', () => {
     const { answer } = wire
     wire.answer = () => late.promise
     const one = group(2)
-    const [result] = await session.send(1, [one], 20)
+    // Long enough that a busy machine sends it at all.
+    const [result] = await session.send(1, [one], 500)
     expect(result?.verdict).toMatchObject({ class: 'retry', refused: false })
     late.resolve(await answer())
     await new Promise((resolve) => setImmediate(resolve))
